@@ -1,0 +1,12 @@
+//! The admin console as a pure translator: query bytes to [`command::Command`], a picture of the daemon to wire bytes.
+//!
+//! Nothing here runs a command. The shell parses a query with the rights of its connection, does what the command says,
+//! and answers with [`show`] or [`reply`]. The shapes are those of PgBouncer 1.25.2: exporters choose their way of reading
+//! by the number of columns, so one column more breaks them.
+
+pub mod command;
+pub mod grammar;
+pub mod refusal;
+pub mod reply;
+pub mod show;
+pub mod snapshot;

@@ -1,0 +1,101 @@
+//! RowDescription and DataRow, appended to the caller's buffer.
+
+use std::fmt::{Display, Write};
+
+use super::columns::{self, Column};
+use crate::admin::command::Topic;
+use crate::admin::reply::message;
+
+/// The RowDescription of a topic.
+pub fn description(out: &mut Vec<u8>, topic: Topic) {
+    columns_description(out, columns::of(topic).iter().copied());
+}
+
+/// A RowDescription: no table, no attribute number, no type modifier, text format.
+pub fn columns_description(out: &mut Vec<u8>, columns: impl ExactSizeIterator<Item = Column>) {
+    message(out, b'T', |out| {
+        count(out, columns.len());
+        for column in columns {
+            out.extend_from_slice(column.name.as_bytes());
+            out.push(0);
+            out.extend_from_slice(&0_u32.to_be_bytes());
+            out.extend_from_slice(&0_i16.to_be_bytes());
+            out.extend_from_slice(&column.kind.oid().to_be_bytes());
+            out.extend_from_slice(&column.kind.typlen().to_be_bytes());
+            out.extend_from_slice(&(-1_i32).to_be_bytes());
+            out.extend_from_slice(&0_i16.to_be_bytes());
+        }
+    });
+}
+
+/// A DataRow whose fields `fill` appends; they must be as many as `width` says.
+pub fn data(out: &mut Vec<u8>, width: usize, fill: impl FnOnce(&mut Fields<'_>)) {
+    message(out, b'D', |out| {
+        count(out, width);
+        let mut fields = Fields { out, text: String::new(), missing: width };
+        fill(&mut fields);
+        debug_assert_eq!(fields.missing, 0, "a row needs all its fields");
+    });
+}
+
+fn count(out: &mut Vec<u8>, columns: usize) {
+    let columns = i16::try_from(columns).expect("a topic has some dozen columns");
+    out.extend_from_slice(&columns.to_be_bytes());
+}
+
+/// The fields of one DataRow.
+pub struct Fields<'a> {
+    out: &'a mut Vec<u8>,
+    text: String,
+    missing: usize,
+}
+
+impl Fields<'_> {
+    pub fn text(&mut self, value: &str) -> &mut Self {
+        self.field(Some(value))
+    }
+
+    /// NULL for `None`.
+    pub fn maybe(&mut self, value: Option<&str>) -> &mut Self {
+        self.field(value)
+    }
+
+    /// An unrestricted number.
+    pub fn number(&mut self, value: impl Display) -> &mut Self {
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        write!(text, "{value}").expect("a String takes everything");
+        self.field(Some(&text));
+        self.text = text;
+        self
+    }
+
+    /// For int4 columns: what does not fit shows as the nearest that does, because typed clients refuse anything else.
+    pub fn int4(&mut self, value: impl TryInto<i64>) -> &mut Self {
+        let value = value.try_into().unwrap_or(i64::MAX);
+        self.number(value.clamp(i64::from(i32::MIN), i64::from(i32::MAX)))
+    }
+
+    /// For int8 columns, likewise.
+    pub fn int8(&mut self, value: impl TryInto<i64>) -> &mut Self {
+        self.number(value.try_into().unwrap_or(i64::MAX))
+    }
+
+    pub fn flag(&mut self, value: bool) -> &mut Self {
+        self.text(if value { "1" } else { "0" })
+    }
+
+    fn field(&mut self, value: Option<&str>) -> &mut Self {
+        debug_assert!(self.missing > 0, "a row has too many fields");
+        self.missing = self.missing.saturating_sub(1);
+        match value {
+            None => self.out.extend_from_slice(&(-1_i32).to_be_bytes()),
+            Some(text) => {
+                let length = i32::try_from(text.len()).expect("a console value is far below 2 GB");
+                self.out.extend_from_slice(&length.to_be_bytes());
+                self.out.extend_from_slice(text.as_bytes());
+            }
+        }
+        self
+    }
+}

@@ -1,0 +1,255 @@
+//! SHOW CLIENTS, SERVERS, SOCKETS and ACTIVE_SOCKETS: four views of the same connections.
+
+use super::columns;
+use super::row::{self, Fields};
+use crate::admin::command::Topic;
+use crate::admin::reply;
+use crate::admin::snapshot::{Home, Replication, SocketRow, SocketState, shown_id};
+
+/// Unix seconds to `YYYY-MM-DD HH:MM:SS TZ` in local time.
+pub type TimeText<'a> = &'a dyn Fn(i64) -> String;
+
+/// SHOW CLIENTS: those that are logged in, and cancel requests.
+pub fn clients(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
+    list(out, Topic::Clients, rows, time, |row| {
+        Some(match row.state {
+            // what is not linked has nothing to be active with; PgBouncer 1.18 and before said active all the same
+            SocketState::ClActive if row.link.is_none() => "idle",
+            SocketState::ClActive => "active",
+            SocketState::ClWaiting => "waiting",
+            SocketState::ClActiveCancel => "active_cancel_req",
+            SocketState::ClWaitingCancel => "waiting_cancel_req",
+            _ => return None,
+        })
+    });
+}
+
+/// SHOW SERVERS.
+pub fn servers(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
+    let peers_too = |row: &SocketRow| {
+        Some(match row.state {
+            SocketState::SvActive if row.link.is_none() => "idle",
+            SocketState::SvActive => "active",
+            SocketState::SvIdle => "idle",
+            SocketState::SvUsed => "used",
+            SocketState::SvTested => "tested",
+            SocketState::SvLogin => "new",
+            SocketState::SvActiveCancel => "active_cancel",
+            SocketState::SvBeingCanceled => "being_canceled",
+            _ => return None,
+        })
+    };
+    list(out, Topic::Servers, rows, time, peers_too);
+}
+
+/// SHOW SOCKETS: everything but cancel requests and what belongs to peers.
+pub fn sockets(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
+    list(out, Topic::Sockets, rows, time, socket_state);
+}
+
+/// SHOW ACTIVE_SOCKETS: those of SHOW SOCKETS that hold data. The console client that asks holds its query; the shell says
+/// so in its row.
+pub fn active_sockets(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
+    list(out, Topic::ActiveSockets, rows, time, |row| socket_state(row).filter(|_| !row.buffers.is_empty()));
+}
+
+fn socket_state(row: &SocketRow) -> Option<&'static str> {
+    if matches!(row.home, Home::PeerPool { .. }) {
+        return None;
+    }
+    Some(match row.state {
+        SocketState::ClActive => "cl_active",
+        SocketState::ClWaiting => "cl_waiting",
+        SocketState::ClLogin => "cl_login",
+        SocketState::SvActive => "sv_active",
+        SocketState::SvIdle => "sv_idle",
+        SocketState::SvUsed => "sv_used",
+        SocketState::SvTested => "sv_tested",
+        SocketState::SvLogin => "sv_login",
+        _ => return None,
+    })
+}
+
+/// The rows that have a `state` word in this topic, by pool and list; clients that are logging in come last.
+fn list(
+    out: &mut Vec<u8>,
+    topic: Topic,
+    rows: &[SocketRow],
+    time: TimeText<'_>,
+    state: impl Fn(&SocketRow) -> Option<&'static str>,
+) {
+    let mut shown: Vec<_> = rows.iter().filter_map(|row| Some((row, state(row)?))).collect();
+    shown.sort_by(|(a, _), (b, _)| {
+        let login = |row: &SocketRow| row.state == SocketState::ClLogin;
+        login(a).cmp(&login(b)).then_with(|| a.home.cmp(&b.home)).then_with(|| a.state.cmp(&b.state))
+    });
+    row::description(out, topic);
+    let with_buffers = matches!(topic, Topic::Sockets | Topic::ActiveSockets);
+    for (socket, state) in shown {
+        row::data(out, columns::of(topic).len(), |fields| {
+            identity(fields, socket, state);
+            activity(fields, socket, time);
+            if with_buffers {
+                buffers(fields, socket);
+            }
+        });
+    }
+    reply::complete(out, "SHOW");
+}
+
+fn identity(fields: &mut Fields<'_>, row: &SocketRow, state: &str) {
+    let database = match &row.home {
+        Home::Pool { database, .. } => database,
+        Home::PeerPool { .. } | Home::None => "(nodb)",
+    };
+    let replication = match row.replication {
+        Replication::None => "none",
+        Replication::Logical => "logical",
+        Replication::Physical => "physical",
+    };
+    fields.text(if row.state.is_client() { "C" } else { "S" });
+    fields.text(row.user.as_deref().unwrap_or("(nouser)")).text(database).text(replication).text(state);
+    fields.text(&row.addr).int4(row.port).text(&row.local_addr).int4(row.local_port);
+}
+
+fn activity(fields: &mut Fields<'_>, row: &SocketRow, time: TimeText<'_>) {
+    fields.text(&time(row.connect_time)).text(&time(row.request_time));
+    fields.int4(row.wait.secs()).int4(row.wait.0 % 1_000_000).flag(row.close_needed);
+    fields.text(&pointer(row.ptr)).text(&row.link.map(pointer).unwrap_or_default());
+    fields.int4(row.remote_pid).text(&row.tls).text(&row.application_name);
+    fields.int4(row.prepared_statements).int4(shown_id(row.id));
+}
+
+fn buffers(fields: &mut Fields<'_>, row: &SocketRow) {
+    let at = &row.buffers;
+    fields.int4(at.recv_pos).int4(at.pkt_pos).int4(at.pkt_remain).int4(at.send_pos).int4(0);
+    fields.int4(at.recv_pos.saturating_sub(at.pkt_pos)).int4(at.pkt_pos.saturating_sub(at.send_pos));
+}
+
+fn pointer(ptr: u64) -> String {
+    format!("{ptr:#x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::show::tests::{Value, rows, texts};
+    use crate::admin::snapshot::Buffers;
+    use crate::time::Micros;
+
+    fn pool(database: &str) -> Home {
+        Home::Pool { database: database.into(), user: "app".into() }
+    }
+
+    fn socket(home: Home, state: SocketState) -> SocketRow {
+        SocketRow {
+            home,
+            state,
+            user: Some("app".into()),
+            replication: Replication::None,
+            addr: "127.0.0.1".to_owned(),
+            port: 51602,
+            local_addr: "127.0.0.1".to_owned(),
+            local_port: 6432,
+            connect_time: 21,
+            request_time: 22,
+            wait: Micros(971_982),
+            close_needed: false,
+            ptr: 0x55fe_300c_7430,
+            link: Some(0x55fe_300f_bf48),
+            remote_pid: 0,
+            tls: String::new(),
+            application_name: "app1".to_owned(),
+            prepared_statements: 0,
+            id: 24,
+            buffers: Buffers::default(),
+        }
+    }
+
+    fn time(seconds: i64) -> String {
+        format!("2026-05-08 12:00:{seconds} UTC")
+    }
+
+    fn show(view: fn(&mut Vec<u8>, &[SocketRow], TimeText<'_>), sockets: &[SocketRow]) -> Vec<Vec<Value>> {
+        let mut out = Vec::new();
+        view(&mut out, sockets, &time);
+        rows(&out)
+    }
+
+    /// Database and state of each row.
+    fn order(view: fn(&mut Vec<u8>, &[SocketRow], TimeText<'_>), sockets: &[SocketRow]) -> String {
+        let word = |row: &[Value], at: usize| row[at].clone().expect("not NULL");
+        show(view, sockets).iter().map(|row| format!("{}/{} ", word(row, 2), word(row, 4))).collect()
+    }
+
+    /// The row published for SHOW CLIENTS, and the longer one of SHOW ACTIVE_SOCKETS.
+    #[test]
+    fn a_client_in_full() {
+        let mut client = socket(pool("p0"), SocketState::ClActive);
+        let published = "C|app|p0|none|active|127.0.0.1|51602|127.0.0.1|6432|2026-05-08 12:00:21 UTC|\
+                         2026-05-08 12:00:22 UTC|0|971982|0|0x55fe300c7430|0x55fe300fbf48|0||app1|0|24";
+        assert_eq!(show(clients, std::slice::from_ref(&client)), [texts(published)]);
+        client.state = SocketState::ClWaiting;
+        client.buffers = Buffers::holding(14);
+        let published = published.replace("active", "cl_waiting") + "|14|0|0|0|0|14|0";
+        assert_eq!(show(active_sockets, std::slice::from_ref(&client)), [texts(&published)]);
+        client.buffers = Buffers { recv_pos: 30, pkt_pos: 20, pkt_remain: 7, send_pos: 5 };
+        let moved = published.replace("|14|0|0|0|0|14|0", "|30|20|7|5|0|10|15");
+        assert_eq!(show(sockets, &[client]), [texts(&moved)]);
+    }
+
+    #[test]
+    fn what_is_unknown_has_a_word() {
+        let mut client = socket(Home::None, SocketState::ClLogin);
+        client.user = None;
+        client.link = None;
+        client.wait = Micros(u64::MAX);
+        client.close_needed = true;
+        let row = &show(sockets, &[client])[0];
+        let expected = texts("C|(nouser)|(nodb)|none|cl_login");
+        assert_eq!(row[..5], expected[..]);
+        assert_eq!(row[11..16], texts("2147483647|551615|1|0x55fe300c7430|"));
+    }
+
+    #[test]
+    fn rows_come_by_pool_and_list() {
+        use SocketState::{
+            ClActive, ClActiveCancel, ClLogin, ClWaiting, ClWaitingCancel, SvActive, SvActiveCancel, SvBeingCanceled,
+            SvIdle, SvLogin, SvTested, SvUsed,
+        };
+        let states = [
+            SvBeingCanceled,
+            SvActiveCancel,
+            SvLogin,
+            SvTested,
+            SvUsed,
+            SvIdle,
+            SvActive,
+            ClWaitingCancel,
+            ClActiveCancel,
+            ClWaiting,
+            ClActive,
+        ];
+        let mut all = vec![socket(Home::None, ClLogin), socket(pool("a"), ClLogin)];
+        all.extend([SvActiveCancel, ClActiveCancel, SvLogin].map(|state| socket(Home::PeerPool { peer_id: 1 }, state)));
+        all.extend(states.map(|state| socket(pool("b"), state)));
+        all.push(socket(pool("a"), ClActive));
+        all.push(SocketRow { link: None, ..socket(pool("a"), SvActive) });
+        all.push(SocketRow { link: None, ..socket(pool("a"), ClActive) });
+        assert_eq!(
+            order(clients, &all),
+            "a/active a/idle b/active b/waiting b/active_cancel_req b/waiting_cancel_req (nodb)/active_cancel_req "
+        );
+        assert_eq!(
+            order(servers, &all),
+            "a/idle b/active b/idle b/used b/tested b/new b/active_cancel b/being_canceled (nodb)/new \
+             (nodb)/active_cancel "
+        );
+        assert_eq!(
+            order(sockets, &all),
+            "a/cl_active a/cl_active a/sv_active b/cl_active b/cl_waiting b/sv_active b/sv_idle b/sv_used b/sv_tested \
+             b/sv_login a/cl_login (nodb)/cl_login "
+        );
+        assert_eq!(order(active_sockets, &all), "");
+    }
+}

@@ -1,0 +1,212 @@
+//! The start of the process, in the order that operators know, and its end.
+//!
+//! Everything that can fail fails before the first thread exists: configuration, user, pidfile, fork, listeners. Then the
+//! workers start, and the main thread becomes the supervisor.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mio::{Poll, Waker};
+use tokio::sync::mpsc;
+
+use crate::broker::Broker;
+use crate::cli::{self, Options};
+use crate::clock::Clock;
+use crate::config::{Config, effective};
+use crate::id::WorkerId;
+use crate::log::{self, Fatal};
+use crate::net::listener::{self, ListenOptions, Listeners};
+use crate::pool::Pools;
+use crate::relay::vars::TrackedNames;
+use crate::shared::{Live, Post, Shared};
+use crate::supervisor::Supervisor;
+use crate::supervisor::reload::{Users, load, read_users, verbosity};
+use crate::sys;
+use crate::sys::pidfile::{self, Pidfile};
+use crate::worker::Worker;
+use crate::worker::accept::Acceptor;
+use crate::worker::login::tokens;
+use crate::worker::open::tcp_options;
+use crate::worker::table::WAKER;
+
+/// Stack of a worker thread; turns are shallow.
+const WORKER_STACK_BYTES: usize = 1 << 20;
+
+/// Runs the daemon from its options to its end.
+///
+/// # Errors
+/// It could not start, and has said why; exit status 1.
+pub fn run(options: &Options) -> Result<(), ()> {
+    // The first reading is the zero of all later ones.
+    let _ = Clock::now();
+    log::init(options.quiet, options.verbose);
+    start(options).map_err(|Fatal(text)| {
+        if !text.is_empty() {
+            log::fatal(text);
+        }
+    })
+}
+
+fn start(options: &Options) -> Result<(), Fatal> {
+    let mut config = load(&options.config_file, None).ok_or_else(|| Fatal("cannot load config file".to_owned()))?;
+    apply_options(&mut config, options);
+    if options.reboot {
+        return Err(Fatal("online restart (-R) is not supported by this build".to_owned()));
+    }
+    if let Some(user) = config.settings.user.as_deref().filter(|user| !user.is_empty()) {
+        sys::user::switch_user(user)?;
+    }
+    sys::user::refuse_root()?;
+    // Only now, or a refused start as root would leave a file that belongs to root.
+    open_logfile(&config.settings.logfile)?;
+    let users = read_users(&config, &Users::new());
+    let settings = &config.settings;
+    let port = u16::try_from(settings.listen_port).map_err(|_| bad_port(settings.listen_port))?;
+    if !settings.unix_socket_dir.is_empty() {
+        listener::refuse_used_unix_socket(&settings.unix_socket_dir, port)?;
+    }
+    pidfile::check(&settings.pidfile)?;
+    if options.daemon {
+        sys::daemon::daemonize(&settings.pidfile)?;
+        log::silence_stderr();
+    }
+    let limit = sys::limits::raise_fd_limit();
+    tracing::info!("{}", limit.describe(settings.max_client_conn, expected_fds(&config, users.len())));
+    let listeners = listener::open(&listen_options(&config, port))?;
+    let pidfile = pidfile::write(&settings.pidfile)?;
+    let outcome = serve(config, users, listeners, port);
+    if let Some(pidfile) = pidfile {
+        Pidfile::remove(pidfile);
+    }
+    outcome
+}
+
+/// What the command line adds to the file.
+fn apply_options(config: &mut Config, options: &Options) {
+    let settings = &mut config.settings;
+    settings.conffile = Some(options.config_file.to_string_lossy().into_owned());
+    if settings.verbose.is_none() {
+        settings.verbose = Some(i64::from(options.verbose));
+    }
+    if options.user.is_some() {
+        settings.user.clone_from(&options.user);
+    }
+    log::set_verbose(verbosity(config));
+}
+
+fn open_logfile(path: &str) -> Result<(), Fatal> {
+    use std::io::Write as _;
+    log::open_logfile(path).map_err(|line| {
+        let _ = std::io::stderr().write_all(line.as_bytes());
+        Fatal(String::new())
+    })
+}
+
+fn bad_port(port: i64) -> Fatal {
+    Fatal(format!("listen_port {port} is not a port number"))
+}
+
+/// Descriptors that the configuration may come to use.
+fn expected_fds(config: &Config, users: usize) -> u64 {
+    let mut expected = u64::try_from(config.settings.max_client_conn).unwrap_or(0) + 10;
+    for entry in config.databases.values() {
+        let size = u64::try_from(effective::pool_size(config, entry, entry.user.as_deref().unwrap_or(""))).unwrap_or(0);
+        let pools = if entry.user.is_some() { 1 } else { users as u64 };
+        expected = expected.saturating_add(size.saturating_mul(pools));
+    }
+    expected
+}
+
+fn listen_options(config: &Config, port: u16) -> ListenOptions {
+    let settings = &config.settings;
+    ListenOptions {
+        listen_addr: settings.listen_addr.clone(),
+        listen_port: port,
+        listen_backlog: i32::try_from(settings.listen_backlog).unwrap_or(128),
+        unix_socket_dir: settings.unix_socket_dir.clone(),
+        unix_socket_mode: u32::try_from(settings.unix_socket_mode).unwrap_or(0o777),
+        unix_socket_group: settings.unix_socket_group.clone(),
+        tcp_defer_accept: settings.tcp_defer_accept,
+        so_reuseport: settings.so_reuseport,
+        tcp: tcp_options(settings),
+    }
+}
+
+/// Starts the workers and supervises them until the end.
+fn serve(config: Config, users: Users, listeners: Listeners, port: u16) -> Result<(), Fatal> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: std::io::Error| Fatal(format!("{what}: {}", sys::error_text(&error)))
+    };
+    let workers = worker_count(&config);
+    let config = Arc::new(config);
+    let names = Arc::new(TrackedNames::new(tokens(&config.settings.track_extra_parameters)));
+    let (requests, request_queue) = mpsc::unbounded_channel();
+    let (jobs, job_queue) = mpsc::unbounded_channel();
+    let mut mock_key = [0; 32];
+    getrandom::fill(&mut mock_key).map_err(|error| Fatal(format!("no random numbers: {error}")))?;
+    let mut pools = Pools::new(config.clone(), Clock::now());
+    pools.set_known_users(users.keys().cloned());
+    let mut polls = Vec::new();
+    let mut posts = Vec::new();
+    for _ in 0..workers {
+        let poll = Poll::new().map_err(failed("cannot create a poller"))?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(failed("cannot create a waker"))?;
+        let registry = poll.registry().try_clone().map_err(failed("cannot share a poller"))?;
+        posts.push(Post::new(waker, registry));
+        polls.push(poll);
+    }
+    let shared = Arc::new(Shared::new(
+        Broker::new(pools, usize::from(workers)),
+        posts,
+        names,
+        requests,
+        jobs,
+        mock_key,
+        PathBuf::from(&config.settings.unix_socket_dir),
+        port,
+        sys::user::own_uid(),
+    ));
+    let live = Arc::new(Live { config, users: Arc::new(users) });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(usize::from(workers).max(2))
+        .thread_name("helper")
+        .build()
+        .map_err(failed("cannot start the supervisor"))?;
+    let mut acceptor = Some(acceptor(&listeners).map_err(failed("cannot share a listener"))?);
+    for (id, poll) in (0..workers).zip(polls) {
+        let worker = Worker::new(id, shared.clone(), live.clone(), poll, acceptor.take());
+        std::thread::Builder::new()
+            .name(format!("worker {id}"))
+            .stack_size(WORKER_STACK_BYTES)
+            .spawn(move || worker.run())
+            .map_err(failed("cannot start a worker"))?;
+    }
+    tracing::info!("{}", cli::process_up());
+    let supervisor = Supervisor::new(shared, live, listeners);
+    let ended = runtime.block_on(supervisor.run(request_queue, job_queue)).map_err(failed("cannot receive signals"))?;
+    if let Some(unix) = ended.unix {
+        unix.unlink();
+    }
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn worker_count(config: &Config) -> WorkerId {
+    let asked = WorkerId::try_from(config.settings.worker_threads).unwrap_or(0);
+    if asked > 0 {
+        return asked;
+    }
+    std::thread::available_parallelism().map_or(1, |cores| WorkerId::try_from(cores.get()).unwrap_or(1))
+}
+
+/// The listeners again, for the first worker's poller.
+fn acceptor(listeners: &Listeners) -> std::io::Result<Acceptor> {
+    let tcp = listeners.tcp.iter().map(|tcp| Ok(mio::net::TcpListener::from_std(tcp.socket.try_clone()?)));
+    let unix = listeners
+        .unix
+        .as_ref()
+        .map(|unix| Ok::<_, std::io::Error>(mio::net::UnixListener::from_std(unix.socket.try_clone()?)));
+    Ok(Acceptor { tcp: tcp.collect::<std::io::Result<_>>()?, unix: unix.transpose()? })
+}

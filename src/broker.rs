@@ -1,0 +1,64 @@
+//! The one lock: pool decisions and parked server connections.
+//!
+//! Under it run only pure calls and moves. Whoever takes the lock carries the actions that the pools ordered out of it and
+//! obeys them afterwards.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::id::PoolId;
+use crate::pool::{Action, Pools};
+use crate::shared::{LoginReply, PoolShared};
+use crate::worker::server::Server;
+
+pub type ServerPools = Pools<Box<Server>, Arc<LoginReply>>;
+pub type ServerAction = Action<Box<Server>>;
+
+/// What the lock guards.
+pub struct Broker {
+    pub pools: ServerPools,
+    shared: HashMap<PoolId, Arc<PoolShared>>,
+    workers: usize,
+}
+
+impl Broker {
+    #[must_use]
+    pub fn new(pools: ServerPools, workers: usize) -> Self {
+        Self { pools, shared: HashMap::new(), workers }
+    }
+
+    /// The shared side of a pool, made when it is first asked for.
+    pub fn shared(&mut self, pool: PoolId) -> Option<Arc<PoolShared>> {
+        if let Some(shared) = self.shared.get(&pool) {
+            return Some(shared.clone());
+        }
+        let info = self.pools.describe(pool)?;
+        let made = Arc::new(PoolShared::new(pool, &info.database.name, &info.user, info.forced, self.workers));
+        self.shared.insert(pool, made.clone());
+        Some(made)
+    }
+
+    /// Forgets the shared side of pools that are gone.
+    pub fn sweep(&mut self) {
+        let pools = &self.pools;
+        self.shared.retain(|&pool, _| pools.describe(pool).is_some());
+    }
+
+    /// The shared sides of all pools that anybody has used.
+    pub fn all_shared(&self) -> impl Iterator<Item = &Arc<PoolShared>> {
+        self.shared.values()
+    }
+}
+
+/// Runs `call` under the lock and leaves in `actions` what the pools ordered.
+#[inline]
+pub fn locked<T>(broker: &Mutex<Broker>, actions: &mut Vec<ServerAction>, call: impl FnOnce(&mut Broker) -> T) -> T {
+    let mut broker = broker.lock();
+    let done = call(&mut broker);
+    while let Some(action) = broker.pools.next_action() {
+        actions.push(action);
+    }
+    done
+}

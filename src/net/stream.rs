@@ -1,0 +1,391 @@
+//! The one narrow type through which the workers touch client and server sockets.
+//!
+//! Sockets are registered once, edge-triggered, for both directions; the stream remembers what it was told and forgets it
+//! when a call finds nothing left. A read that does not fill its buffer has emptied the socket, so no second read is made
+//! just to be told so, unless the peer has closed its side. What cannot be written at once waits in a buffer of the
+//! stream, and whoever feeds it must not be read until that is gone.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use mio::event::{Event, Source};
+use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Registry, Token};
+
+use crate::relay::out::Out;
+
+/// Most pieces given to one vectored write.
+const MAX_SLICES: usize = 16;
+
+/// A connected socket, or one that is connecting.
+#[derive(Debug)]
+pub enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(socket) => socket,
+            Self::Unix(socket) => socket,
+        }
+    }
+
+    /// The error a failed connect left behind, if there is one.
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        match self {
+            Self::Tcp(socket) => socket.take_error(),
+            Self::Unix(socket) => socket.take_error(),
+        }
+    }
+
+    /// The local address of a TCP socket.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.read(buffer),
+            Self::Unix(socket) => socket.read(buffer),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.write(bytes),
+            Self::Unix(socket) => socket.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(socket) => socket.write_vectored(slices),
+            Self::Unix(socket) => socket.write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a read came to.
+#[derive(Debug)]
+pub enum ReadResult {
+    Data(usize),
+    Nothing,
+    Eof,
+    Failed(io::Error),
+}
+
+/// A socket with its readiness and what waits to be written.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Socket,
+    readable: bool,
+    /// The peer has closed its side, or the socket failed: an end of file will be read.
+    closing: bool,
+    pending: Option<Box<Pending>>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Stream {
+    #[must_use]
+    pub const fn new(socket: Socket) -> Self {
+        Self { socket, readable: false, closing: false, pending: None }
+    }
+
+    #[must_use]
+    pub const fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.socket.as_fd().as_raw_fd()
+    }
+
+    /// Registers the socket with a worker's poller. Data that is already there is reported anew.
+    ///
+    /// # Errors
+    /// The poller refused, for want of memory.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        self.readable = false;
+        registry.register(self.socket.source(), token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// Changes the token under which events are reported.
+    ///
+    /// # Errors
+    /// The poller refused.
+    pub fn retoken(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.reregister(self.socket.source(), token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// Moves the socket from one worker's poller to another's: the only way a socket changes its home.
+    ///
+    /// # Errors
+    /// A poller refused.
+    pub fn rehome(&mut self, from: &Registry, to: &Registry, token: Token) -> io::Result<()> {
+        from.deregister(self.socket.source())?;
+        self.register(to, token)
+    }
+
+    /// Notes what the poller reported.
+    #[inline]
+    pub fn note(&mut self, event: &Event) {
+        if event.is_readable() {
+            self.readable = true;
+        }
+        if event.is_read_closed() || event.is_error() || event.is_write_closed() {
+            self.readable = true;
+            self.closing = true;
+        }
+    }
+
+    /// True if a read may find something.
+    #[inline]
+    #[must_use]
+    pub const fn readable(&self) -> bool {
+        self.readable
+    }
+
+    /// The peer has closed its side.
+    #[must_use]
+    pub const fn closing(&self) -> bool {
+        self.closing
+    }
+
+    /// A write failed: what the peer said before is still to be read, and then its end.
+    pub const fn note_closed(&mut self) {
+        self.readable = true;
+        self.closing = true;
+    }
+
+    /// Takes the socket out of the poller, before it is closed.
+    pub fn retire(&mut self, registry: &Registry) {
+        let _ = registry.deregister(self.socket.source());
+    }
+
+    /// Reads once.
+    #[inline]
+    pub fn read(&mut self, buffer: &mut [u8]) -> ReadResult {
+        loop {
+            match self.socket.read(buffer) {
+                Ok(0) => return ReadResult::Eof,
+                Ok(n) => {
+                    if n < buffer.len() && !self.closing {
+                        self.readable = false;
+                    }
+                    return ReadResult::Data(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return ReadResult::Nothing;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return ReadResult::Failed(error),
+            }
+        }
+    }
+
+    /// Is anything waiting to be written?
+    #[inline]
+    #[must_use]
+    pub const fn is_blocked(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Bytes waiting to be written.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.pending.as_ref().map_or(0, |pending| pending.bytes.len() - pending.written)
+    }
+
+    /// Writes what was gathered for this side; the rest waits.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    #[inline]
+    pub fn write_out(&mut self, out: &Out, input: &[u8]) -> io::Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        if self.pending.is_some() {
+            self.keep(out.slices(input), 0);
+            return Ok(());
+        }
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut count = 0;
+        for slice in out.slices(input).take(MAX_SLICES) {
+            slices[count] = IoSlice::new(slice);
+            count += 1;
+        }
+        let written = match (count, &slices[..count]) {
+            (1, [single]) => self.write_once(single),
+            (_, many) => retry(|| self.socket.write_vectored(many)),
+        };
+        let written = unless_blocked(written)?;
+        if written < out.bytes() {
+            self.keep(out.slices(input), written);
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes`; the rest waits.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let written = if self.pending.is_some() { 0 } else { unless_blocked(self.write_once(bytes))? };
+        if written < bytes.len() {
+            self.keep(std::iter::once(bytes), written);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn write_once(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        retry(|| self.socket.write(bytes))
+    }
+
+    fn keep<'a>(&mut self, slices: impl Iterator<Item = &'a [u8]>, mut skip: usize) {
+        let pending = self.pending.get_or_insert_with(Box::default);
+        for slice in slices {
+            let from = skip.min(slice.len());
+            skip -= from;
+            pending.bytes.extend_from_slice(&slice[from..]);
+        }
+    }
+
+    /// Writes what waits. True when nothing is left.
+    ///
+    /// # Errors
+    /// The peer is gone.
+    #[inline]
+    pub fn flush(&mut self) -> io::Result<bool> {
+        while let Some(pending) = &mut self.pending {
+            let socket = &mut self.socket;
+            let written = unless_blocked(retry(|| socket.write(&pending.bytes[pending.written..])))?;
+            if written == 0 {
+                return Ok(false);
+            }
+            pending.written += written;
+            if pending.written == pending.bytes.len() {
+                self.pending = None;
+            }
+        }
+        Ok(true)
+    }
+
+    /// True when a connecting socket has arrived.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        match &self.socket {
+            Socket::Tcp(socket) => socket.peer_addr().is_ok(),
+            Socket::Unix(_) => true,
+        }
+    }
+
+    /// For a socket that was connecting and has become writable or failed.
+    ///
+    /// # Errors
+    /// Why the connect failed.
+    pub fn connected(&self) -> io::Result<()> {
+        match self.socket.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+fn unless_blocked(result: io::Result<usize>) -> io::Result<usize> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream as Std;
+
+    fn pair() -> (Stream, Std) {
+        let (ours, theirs) = Std::pair().expect("socket pair");
+        ours.set_nonblocking(true).expect("nonblocking");
+        (Stream::new(Socket::Unix(UnixStream::from_std(ours))), theirs)
+    }
+
+    #[test]
+    fn what_does_not_fit_waits_in_order() {
+        let (mut stream, mut peer) = pair();
+        let big = vec![b'x'; 4 << 20];
+        let mut out = Out::default();
+        out.forward(0, big.len());
+        stream.write_out(&out, &big).expect("alive");
+        assert!(stream.is_blocked());
+        stream.write_bytes(b"end").expect("alive");
+        let reader = std::thread::spawn(move || {
+            let mut all = vec![0; (4 << 20) + 3];
+            peer.read_exact(&mut all).expect("everything arrives");
+            all
+        });
+        while !stream.flush().expect("alive") {
+            std::thread::yield_now();
+        }
+        let all = reader.join().expect("reader");
+        assert_eq!(&all[all.len() - 4..], b"xend");
+    }
+
+    #[test]
+    fn a_short_read_empties_the_socket() {
+        let (mut stream, mut peer) = pair();
+        stream.readable = true;
+        peer.write_all(b"abc").expect("alive");
+        let mut buffer = [0; 16];
+        assert!(matches!(stream.read(&mut buffer), ReadResult::Data(3)));
+        assert!(!stream.readable());
+        stream.readable = true;
+        assert!(matches!(stream.read(&mut buffer), ReadResult::Nothing));
+        drop(peer);
+        assert!(matches!(stream.read(&mut buffer), ReadResult::Eof));
+    }
+}

@@ -1,0 +1,276 @@
+//! What the console and signals do to the pools (console.md 6). `Err` is the text of the console's error.
+
+use super::Pools;
+use super::api::{Action, CloseScope, LaunchKind, PauseMode, ShutdownMode};
+use super::slot::ServerState;
+use crate::config::CONSOLE_DATABASE;
+use crate::disconnect::Disconnect;
+use crate::id::{DbId, PoolId, ServerId};
+use crate::time::Micros;
+
+const BUSY: &str = "already suspended/paused";
+
+impl<S, R: Clone> Pools<S, R> {
+    #[must_use]
+    pub fn pause_mode(&self) -> PauseMode {
+        self.pause
+    }
+
+    #[must_use]
+    pub fn shutdown_mode(&self) -> ShutdownMode {
+        self.shutdown
+    }
+
+    /// PAUSE: nothing is handed out; unlinked servers are closed. Done when `is_drained`.
+    ///
+    /// # Errors
+    /// Paused or suspended already.
+    pub fn pause_all(&mut self, _now: Micros) -> Result<(), String> {
+        if self.pause != PauseMode::None {
+            return Err(BUSY.into());
+        }
+        self.start_pause();
+        Ok(())
+    }
+
+    fn start_pause(&mut self) {
+        self.pause = PauseMode::Paused;
+        for pool in self.pool_ids() {
+            self.drain(pool);
+        }
+        self.actions.push_back(Action::Drained);
+    }
+
+    /// Closes what no client is linked to; tests and cancels are left to end.
+    fn drain(&mut self, pool: PoolId) {
+        if self.entries[self.pools[pool].db].is_peer() {
+            return;
+        }
+        for id in self.servers_of(pool) {
+            let server = &self.servers[id];
+            match (server.state, server.kind) {
+                (ServerState::Idle | ServerState::Used, _) | (ServerState::New, LaunchKind::Login) => {
+                    self.close_unlinked(id, "pause mode".into());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// No server connection is left: a global PAUSE, or the shutdown that waits for servers, is complete.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.connections == 0
+    }
+
+    /// RESUME: ends PAUSE and SUSPEND; entries that are paused stay so.
+    ///
+    /// # Errors
+    /// Nothing to resume, or the process is going down.
+    pub fn resume_all(&mut self, now: Micros) -> Result<(), String> {
+        if self.pause == PauseMode::None {
+            return Err("pooler is not paused/suspended".into());
+        }
+        if self.shutdown != ShutdownMode::None {
+            return Err("pooler is shutting down".into());
+        }
+        self.pause = PauseMode::None;
+        self.serve_all(now);
+        Ok(())
+    }
+
+    /// SUSPEND, as far as pools go: nothing is handed out, opened or swept; tested and used servers are closed.
+    ///
+    /// # Errors
+    /// Paused or suspended already, or an entry is paused.
+    pub fn suspend(&mut self, _now: Micros) -> Result<(), String> {
+        if self.pause != PauseMode::None {
+            return Err(BUSY.into());
+        }
+        if self.entries.iter().any(|(_, entry)| entry.paused) {
+            return Err("cannot suspend with paused databases".into());
+        }
+        self.pause = PauseMode::Suspended;
+        let unsafe_ones: Vec<ServerId> = self
+            .servers
+            .iter()
+            .filter(|(_, server)| matches!(server.state, ServerState::Used | ServerState::Tested))
+            .map(|(id, _)| id)
+            .collect();
+        for id in unsafe_ones {
+            self.close_unlinked(id, "close unsafe file descriptors on suspend".into());
+        }
+        Ok(())
+    }
+
+    /// SHUTDOWN in one of its waiting modes.
+    pub fn set_shutdown(&mut self, mode: ShutdownMode, now: Micros) {
+        let before = std::mem::replace(&mut self.shutdown, mode);
+        if mode == ShutdownMode::WaitForServers {
+            self.start_pause();
+            let why = Disconnect::fatal("server shutting down");
+            for pool in self.pool_ids() {
+                self.refuse_waiters(pool, &why);
+            }
+        } else if before == ShutdownMode::WaitForServers {
+            // clients that are waited for need servers
+            self.pause = PauseMode::None;
+            self.serve_all(now);
+        }
+    }
+
+    /// PAUSE of one entry. True: done at once; else done when `paused_entries_drained`.
+    ///
+    /// # Errors
+    /// A global pause is on; no such entry.
+    pub fn pause_db(&mut self, name: &str, now: Micros) -> Result<bool, String> {
+        if self.pause != PauseMode::None {
+            return Err(BUSY.into());
+        }
+        let db = self.named(name, "pause", now)?;
+        self.entries[db].paused = true;
+        if self.entries[db].connections == 0 {
+            return Ok(true);
+        }
+        for pool in self.entries[db].pools.clone() {
+            self.drain(pool);
+            let (db, user) = (self.pools[pool].db, self.pools[pool].user);
+            self.relieve(db, user, now);
+        }
+        self.actions.push_back(Action::Drained);
+        Ok(false)
+    }
+
+    /// No paused entry has a server connection.
+    #[must_use]
+    pub fn paused_entries_drained(&self) -> bool {
+        self.entries.iter().all(|(_, entry)| !entry.paused || entry.connections == 0)
+    }
+
+    /// RESUME of one entry.
+    ///
+    /// # Errors
+    /// No such entry, or it is not paused.
+    pub fn resume_db(&mut self, name: &str, now: Micros) -> Result<(), String> {
+        let db = self.existing(name)?;
+        if !std::mem::replace(&mut self.entries[db].paused, false) {
+            return Err(format!("database {name} is not paused"));
+        }
+        for pool in self.entries[db].pools.clone() {
+            self.serve(pool, now);
+        }
+        Ok(())
+    }
+
+    /// DISABLE: no new logins.
+    ///
+    /// # Errors
+    /// No name, the console's name, or no such entry.
+    pub fn disable_db(&mut self, name: Option<&str>, now: Micros) -> Result<(), String> {
+        let name = name.ok_or("a database is required")?;
+        let db = self.named(name, "disable", now)?;
+        self.entries[db].disabled = true;
+        Ok(())
+    }
+
+    /// ENABLE: undoes DISABLE.
+    ///
+    /// # Errors
+    /// No name, the console's name, or no such entry.
+    pub fn enable_db(&mut self, name: Option<&str>, _now: Micros) -> Result<(), String> {
+        let name = name.ok_or("a database is required")?;
+        if name == CONSOLE_DATABASE {
+            return Err(format!("cannot enable admin db: {name}"));
+        }
+        let db = self.existing(name)?;
+        self.entries[db].disabled = false;
+        Ok(())
+    }
+
+    /// RECONNECT of one entry or all: every server is replaced as it falls free.
+    ///
+    /// # Errors
+    /// The console's name, or no such entry.
+    pub fn reconnect(&mut self, name: Option<&str>, now: Micros) -> Result<(), String> {
+        for db in self.meant(name, "reconnect", now)? {
+            self.reconnect_entry(db, now);
+        }
+        Ok(())
+    }
+
+    /// KILL of one entry or all that have pools: pauses it and drops its clients, servers and pools.
+    ///
+    /// # Errors
+    /// A global pause is on; the console's name; no such entry.
+    pub fn kill(&mut self, name: Option<&str>, now: Micros) -> Result<(), String> {
+        if self.pause != PauseMode::None {
+            return Err(BUSY.into());
+        }
+        for db in self.meant(name, "kill", now)? {
+            self.entries[db].paused = true;
+            self.drop_pools(db, &Disconnect::fatal("database removed"), now);
+        }
+        Ok(())
+    }
+
+    /// WAIT_CLOSE. `None`: done at once; else done when `close_pending` says no.
+    ///
+    /// # Errors
+    /// The console's name, or no such entry.
+    pub fn wait_close(&mut self, name: Option<&str>, now: Micros) -> Result<Option<CloseScope>, String> {
+        let Some(name) = name else {
+            return Ok((self.connections > 0).then_some(CloseScope::All));
+        };
+        let db = self.named(name, "wait in", now)?;
+        Ok((self.entries[db].connections > 0).then_some(CloseScope::Entry(db)))
+    }
+
+    /// Is a server left that waits to be closed?
+    #[must_use]
+    pub fn close_pending(&self, scope: CloseScope) -> bool {
+        self.pools.iter().any(|(_, pool)| pool.close_needed > 0 && scope.covers(pool.db))
+    }
+
+    #[must_use]
+    pub fn close_needed(&self, server: ServerId) -> bool {
+        self.servers.get(server).is_some_and(|server| server.close_needed)
+    }
+
+    /// The server is to be closed as soon as it is free: its address is no longer one of its host.
+    pub fn mark_close_needed(&mut self, server: ServerId) {
+        self.tag(server);
+    }
+
+    /// The entries a command means: the one of that name, or all that have pools.
+    fn meant(&mut self, name: Option<&str>, verb: &str, now: Micros) -> Result<Vec<DbId>, String> {
+        match name {
+            Some(name) => Ok(vec![self.named(name, verb, now)?]),
+            None => Ok(self.names.values().copied().filter(|&db| !self.entries[db].pools.is_empty()).collect()),
+        }
+    }
+
+    fn named(&mut self, name: &str, verb: &str, now: Micros) -> Result<DbId, String> {
+        if name == CONSOLE_DATABASE {
+            return Err(format!("cannot {verb} admin db: {name}"));
+        }
+        self.find_database(name, now).ok_or_else(|| no_such(name))
+    }
+
+    fn existing(&mut self, name: &str) -> Result<DbId, String> {
+        self.names.get(name).copied().ok_or_else(|| no_such(name))
+    }
+
+    pub(super) fn pool_ids(&self) -> Vec<PoolId> {
+        self.pools.iter().map(|(id, _)| id).collect()
+    }
+
+    pub(super) fn serve_all(&mut self, now: Micros) {
+        for pool in self.pool_ids() {
+            self.serve(pool, now);
+        }
+    }
+}
+
+fn no_such(name: &str) -> String {
+    format!("no such database: {name}")
+}

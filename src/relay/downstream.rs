@@ -1,0 +1,277 @@
+//! Server bytes on their way to the client.
+//!
+//! Every message is matched with the head of the queue of outstanding answers, which says whether it is forwarded or
+//! swallowed. An answer that nobody waits for ends the connection; it never reaches a client. Invented answers are only
+//! given between two messages, however the server's bytes are cut.
+
+use crate::config::LogLine;
+use crate::disconnect::Disconnect;
+use crate::relay::link::{Ctx, adopt, give_due, no_owner};
+use crate::relay::out::Out;
+use crate::relay::outstanding::{Give, Request};
+use crate::relay::prepared::Undo;
+use crate::relay::side::{Body, ClientSide, ServerSide, TxStatus};
+use crate::wire::encode;
+use crate::wire::fields::{ErrorFields, split_cstr};
+use crate::wire::scan::{HEADER_LEN, Item};
+use crate::wire::tag::backend as be;
+
+/// Bodies up to this size are looked at as a whole even when they were cut.
+const SMALL_BODY: u32 = 1024;
+
+/// One turn of server output. Without a client (reset, check and connect queries) everything is swallowed.
+pub struct Downstream<'a, 'c> {
+    pub client: Option<&'a mut ClientSide>,
+    pub server: &'a mut ServerSide,
+    pub ctx: &'a mut Ctx<'c>,
+    /// To the client.
+    pub out: &'a mut Out,
+}
+
+impl Downstream<'_, '_> {
+    /// Takes all of `input` to the client.
+    ///
+    /// # Errors
+    /// Server and client must both go.
+    #[inline]
+    pub fn run(&mut self, input: &[u8]) -> Result<(), Disconnect> {
+        self.ctx.tally.server_bytes += input.len() as u64;
+        let mut pos = 0;
+        loop {
+            let before = pos;
+            let next = self.server.scan.next(input, &mut pos, self.ctx.max_packet);
+            let item = next.map_err(|_| Disconnect::fatal("bad pkt header"))?;
+            match item {
+                None => return Ok(()),
+                Some(Item::Whole { tag, start, end }) => {
+                    let forward = self.message(tag, &input[start..end])?;
+                    if forward {
+                        self.out.forward(start, end);
+                    }
+                    self.message_ends(tag)?;
+                }
+                Some(Item::Begin { tag, body_len }) => self.begin(tag, body_len, before, pos)?,
+                Some(Item::Body { start, end, last }) => self.body(input, start, end, last)?,
+            }
+        }
+    }
+
+    /// The header of a cut message; `before..pos` is its part in the input.
+    fn begin(&mut self, tag: u8, body_len: u32, before: usize, pos: usize) -> Result<(), Disconnect> {
+        let header = self.server.scan.header();
+        let decides = matches!(tag, be::PARAMETER_STATUS | be::COMMAND_COMPLETE | be::READY_FOR_QUERY);
+        if decides || body_len <= SMALL_BODY || (tag == be::ERROR_RESPONSE && self.error_is_ours()) {
+            self.server.collect.clear();
+            self.server.collect.extend_from_slice(&header);
+            self.server.body = Body::Collect;
+            return Ok(());
+        }
+        if self.message(tag, &header)? {
+            self.server.body = Body::Forward;
+            if pos - before == HEADER_LEN {
+                self.out.forward(before, pos);
+            } else {
+                self.out.own(|own| own.extend_from_slice(&header));
+            }
+        } else {
+            self.server.body = Body::Discard;
+        }
+        Ok(())
+    }
+
+    fn body(&mut self, input: &[u8], start: usize, end: usize, last: bool) -> Result<(), Disconnect> {
+        match self.server.body {
+            Body::Discard => {}
+            Body::Forward => self.out.forward(start, end),
+            Body::Collect => {
+                self.server.collect.extend_from_slice(&input[start..end]);
+                if last {
+                    let bytes = std::mem::take(&mut self.server.collect);
+                    if self.message(bytes[0], &bytes)? {
+                        self.out.own(|own| own.extend_from_slice(&bytes));
+                    }
+                }
+            }
+        }
+        if last {
+            let tag = self.server.scan.header()[0];
+            self.server.body = Body::Forward;
+            self.message_ends(tag)?;
+        }
+        Ok(())
+    }
+
+    /// An error that the pooler must read: about its own commands, or about a name that the client does not know.
+    fn error_is_ours(&self) -> bool {
+        self.server.setting_vars
+            || self.server.outstanding.head().is_some_and(|head| {
+                head.give == Give::Skip || matches!(head.undo.as_deref(), Some(Undo::Duplicate { .. }))
+            })
+    }
+
+    /// Whether a message goes to the client. `bytes` is the message; of a streamed one only the header.
+    ///
+    /// Nothing is taken from the queue here: that happens when the message has ended.
+    #[inline]
+    fn message(&mut self, tag: u8, bytes: &[u8]) -> Result<bool, Disconnect> {
+        let give = self.server.outstanding.give();
+        let linked = self.client.is_some();
+        match tag {
+            be::DATA_ROW
+            | be::COPY_DATA
+            | be::COPY_DONE
+            | be::COPY_IN_RESPONSE
+            | be::COPY_OUT_RESPONSE
+            | be::COPY_BOTH_RESPONSE
+            | be::ROW_DESCRIPTION
+            | be::PARAMETER_DESCRIPTION
+            | be::FUNCTION_CALL_RESPONSE => {
+                let give = give.ok_or_else(no_owner)?;
+                Ok(linked && give == Give::Forward)
+            }
+            be::NO_DATA
+            | be::PARSE_COMPLETE
+            | be::BIND_COMPLETE
+            | be::CLOSE_COMPLETE
+            | be::EMPTY_QUERY_RESPONSE
+            | be::PORTAL_SUSPENDED => {
+                if bytes.len() != HEADER_LEN {
+                    return Err(Disconnect::fatal("bad pkt header"));
+                }
+                let give = give.ok_or_else(no_owner)?;
+                Ok(linked && give == Give::Forward)
+            }
+            be::COMMAND_COMPLETE => {
+                let give = give.ok_or_else(no_owner)?;
+                self.command_complete(&bytes[HEADER_LEN..]);
+                Ok(linked && give == Give::Forward)
+            }
+            be::READY_FOR_QUERY => self.ready_for_query(bytes),
+            be::ERROR_RESPONSE => self.error(bytes),
+            be::PARAMETER_STATUS => {
+                let swallow = give == Some(Give::Skip) || !linked;
+                self.parameter_status(&bytes[HEADER_LEN..], !swallow);
+                Ok(!swallow)
+            }
+            be::NOTICE_RESPONSE => Ok(linked && give != Some(Give::Skip)),
+            be::NOTIFICATION_RESPONSE => Ok(linked),
+            _ => Err(Disconnect::fatal("unknown pkt")),
+        }
+    }
+
+    /// The end of a message: the queue moves on, and invented answers that are due now are given.
+    #[inline]
+    fn message_ends(&mut self, tag: u8) -> Result<(), Disconnect> {
+        let server = &mut *self.server;
+        let moved = match tag {
+            be::PARSE_COMPLETE => server.outstanding.answered(Request::Parse),
+            be::BIND_COMPLETE => server.outstanding.answered(Request::Bind),
+            be::CLOSE_COMPLETE => server.outstanding.answered(Request::Close),
+            be::ROW_DESCRIPTION | be::NO_DATA => server.outstanding.answered(Request::Describe),
+            be::EMPTY_QUERY_RESPONSE | be::PORTAL_SUSPENDED => server.outstanding.command_complete(false),
+            be::COMMAND_COMPLETE => {
+                let copying = std::mem::take(&mut server.copying);
+                server.outstanding.command_complete(copying)
+            }
+            be::COPY_IN_RESPONSE | be::COPY_BOTH_RESPONSE => {
+                server.copying = true;
+                if let Some(client) = &mut self.client {
+                    client.copying = true;
+                }
+                return Ok(());
+            }
+            be::DATA_ROW | be::COPY_DATA => return Ok(()),
+            _ => Ok(()),
+        };
+        moved.map_err(|_| no_owner())?;
+        if self.client.is_some() {
+            give_due(self.server, self.out);
+        }
+        Ok(())
+    }
+
+    fn command_complete(&mut self, body: &[u8]) {
+        let tag = split_cstr(body).map_or(body, |(tag, _)| tag);
+        if tag == b"DEALLOCATE ALL" || tag == b"DISCARD ALL" {
+            self.server.statements.clear();
+            if let Some(names) = self.client.as_mut().and_then(|client| client.names_mut()) {
+                names.clear();
+            }
+        }
+    }
+
+    fn ready_for_query(&mut self, bytes: &[u8]) -> Result<bool, Disconnect> {
+        let [.., status] = *bytes else { return Err(Disconnect::fatal("bad pkt header")) };
+        if bytes.len() != HEADER_LEN + 1 {
+            return Err(Disconnect::fatal("bad pkt header"));
+        }
+        let tx = TxStatus::from_byte(status).ok_or_else(|| Disconnect::fatal("bad pkt header"))?;
+        let forward = self.client.is_some() && self.server.outstanding.give() == Some(Give::Forward);
+        let undos = self.server.outstanding.ready().map_err(|_| no_owner())?;
+        for undo in undos {
+            undo.apply(&mut self.server.statements, self.client.as_mut().and_then(|client| client.names_mut()));
+        }
+        self.server.tx = tx;
+        self.server.copying = false;
+        if self.server.setting_vars {
+            self.server.setting_vars = false;
+            if let Some(client) = &mut self.client {
+                adopt(client, self.server, self.ctx);
+            }
+        }
+        self.server.ready = self.server.outstanding.is_empty();
+        if forward
+            && self.server.ready
+            && let Some(client) = &mut self.client
+        {
+            self.ctx.request_ends(client, tx);
+        }
+        if self.ctx.statement_mode && forward && tx != TxStatus::Idle {
+            return Err(Disconnect::fatal("transaction blocks not allowed in statement pooling mode"));
+        }
+        Ok(forward)
+    }
+
+    fn error(&mut self, bytes: &[u8]) -> Result<bool, Disconnect> {
+        let fields = ErrorFields::parse(&bytes[HEADER_LEN..]);
+        if self.server.setting_vars {
+            self.ctx.log.push(LogLine::error(format!("varcache_apply failed: {}", fields.text(": "))));
+            return Err(Disconnect::fatal("invalid server parameter"));
+        }
+        let give = self.server.outstanding.give();
+        let head = self.server.outstanding.head();
+        let injected = head.is_some_and(|head| head.request == Request::Parse);
+        let mut forward = self.client.is_some() && (give != Some(Give::Skip) || injected);
+        if let Some(Undo::Duplicate { name, statement }) = head.and_then(|head| head.undo.as_deref())
+            && forward
+        {
+            let renamed = rename(&bytes[HEADER_LEN..], &statement.name, name);
+            self.out.own(|own| encode::message(own, be::ERROR_RESPONSE, |body| body.extend_from_slice(&renamed)));
+            forward = false;
+        }
+        let copying = std::mem::take(&mut self.server.copying);
+        for undo in self.server.outstanding.error(copying) {
+            undo.apply(&mut self.server.statements, self.client.as_mut().and_then(|client| client.names_mut()));
+        }
+        Ok(forward)
+    }
+
+    fn parameter_status(&mut self, body: &[u8], to_client: bool) {
+        let Some((name, rest)) = split_cstr(body) else { return };
+        let Some((value, _)) = split_cstr(rest) else { return };
+        let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else { return };
+        let Some(index) = self.ctx.names.index_of(name) else { return };
+        self.server.vars = self.ctx.interner.intern(self.server.vars.with(index, value));
+        if to_client && let Some(client) = &mut self.client {
+            client.vars = self.ctx.interner.intern(client.vars.with(index, value));
+        }
+    }
+}
+
+/// The fields of an error with one quoted name replaced by another.
+fn rename(body: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let quoted = |name: &[u8]| [b"\"", name, b"\""].concat();
+    let (from, to) = (quoted(from), quoted(to));
+    let Some(at) = body.windows(from.len()).position(|window| window == from) else { return body.to_vec() };
+    [&body[..at], &to, &body[at + from.len()..]].concat()
+}

@@ -1,0 +1,296 @@
+//! The queue of answers that a server connection still owes: the only place that knows who gets what.
+//!
+//! Every request that makes the server answer has one entry, and so has every answer that the pooler invents, in the order
+//! in which the client is to see them. An entry says whether its answer goes to the client (`Forward`), is swallowed
+//! (`Skip`) or is made up here (`Fake`). An invented answer is due when everything before it has been answered, so the head
+//! of the queue is never a `Fake` for long.
+//!
+//! After an error inside an extended-query batch the server skips to the next Sync (protocol chapter "Extended Query"): the
+//! entries up to that Sync are dropped at its ReadyForQuery, invented ones included, and what they had changed in advance
+//! is handed back for undoing.
+
+use std::collections::VecDeque;
+
+use crate::relay::prepared::Undo;
+
+/// What was asked of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    Query,
+    FunctionCall,
+    Parse,
+    Bind,
+    Describe,
+    Execute,
+    Close,
+    Sync,
+    /// CopyDone or CopyFail sent while the server was in copy-in mode.
+    CopyDone,
+}
+
+/// What becomes of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Give {
+    Forward,
+    Skip,
+    Fake,
+}
+
+/// One expected answer.
+#[derive(Debug)]
+pub struct Expected {
+    pub request: Request,
+    pub give: Give,
+    /// What to take back should the server skip or refuse this request.
+    pub undo: Option<Box<Undo>>,
+}
+
+/// The server said something that nobody is waiting for: the connection can no longer be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoOwner;
+
+/// The queue. See the module text.
+#[derive(Debug, Default)]
+pub struct Outstanding {
+    queue: VecDeque<Expected>,
+    /// An error was answered inside a batch: everything up to the next Sync is being skipped by the server.
+    skipping: bool,
+}
+
+impl Outstanding {
+    /// Adds an entry without anything to undo.
+    #[inline]
+    pub fn push(&mut self, request: Request, give: Give) {
+        self.queue.push_back(Expected { request, give, undo: None });
+    }
+
+    /// Adds an entry with what it changed in advance.
+    pub fn push_with(&mut self, request: Request, give: Give, undo: Undo) {
+        self.queue.push_back(Expected { request, give, undo: Some(Box::new(undo)) });
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The answer the server is working on.
+    #[must_use]
+    pub fn head(&self) -> Option<&Expected> {
+        self.queue.front()
+    }
+
+    /// True if a Sync is among what is owed, that is if an earlier batch is still open.
+    #[must_use]
+    pub fn holds_sync(&self) -> bool {
+        self.queue.iter().any(|entry| entry.request == Request::Sync)
+    }
+
+    /// Entries with something to undo, oldest first.
+    pub fn undos(&self) -> impl Iterator<Item = &Undo> {
+        self.queue.iter().filter_map(|entry| entry.undo.as_deref())
+    }
+
+    /// True while the server skips to a Sync.
+    #[must_use]
+    pub const fn skipping(&self) -> bool {
+        self.skipping
+    }
+
+    /// Whether answers that belong to the head go to the client; `None` if nothing is owed.
+    #[inline]
+    #[must_use]
+    pub fn give(&self) -> Option<Give> {
+        self.queue.front().map(|entry| entry.give)
+    }
+
+    /// An answer arrived that completes a `request`. A RowDescription inside a simple query completes nothing.
+    ///
+    /// # Errors
+    /// [`NoOwner`] if the head is something else or nothing is owed.
+    #[inline]
+    pub fn answered(&mut self, request: Request) -> Result<(), NoOwner> {
+        match self.queue.front() {
+            Some(head) if self.skipping || head.request != request => {
+                if head.request == Request::Query && request == Request::Describe { Ok(()) } else { Err(NoOwner) }
+            }
+            Some(_) => {
+                self.queue.pop_front();
+                Ok(())
+            }
+            None => Err(NoOwner),
+        }
+    }
+
+    /// CommandComplete: completes an Execute, or a statement of a simple query; a finished copy-in takes its CopyDone along,
+    /// and the Syncs that the server swallowed while it was copying.
+    ///
+    /// # Errors
+    /// [`NoOwner`] if nobody asked.
+    pub fn command_complete(&mut self, copying: bool) -> Result<(), NoOwner> {
+        let head = self.queue.front().map(|entry| entry.request);
+        if self.skipping || !matches!(head, Some(Request::Execute | Request::Query)) {
+            return Err(NoOwner);
+        }
+        if copying && let Some(done) = self.queue.iter().position(|entry| entry.request == Request::CopyDone) {
+            self.queue.drain(1..=done);
+        }
+        if head == Some(Request::Execute) {
+            self.queue.pop_front();
+        }
+        Ok(())
+    }
+
+    /// ErrorResponse. Returns what a failed copy-in took along, for undoing.
+    pub fn error(&mut self, copying: bool) -> Vec<Undo> {
+        let Some(head) = self.queue.front().map(|entry| entry.request) else { return Vec::new() };
+        if matches!(head, Request::Query | Request::FunctionCall) {
+            if copying && let Some(done) = self.queue.iter().position(|entry| entry.request == Request::CopyDone) {
+                return undo_of(self.queue.drain(1..=done));
+            }
+            return Vec::new();
+        }
+        if !copying {
+            self.skipping = true;
+            return Vec::new();
+        }
+        self.skipping = true;
+        match self.queue.iter().position(|entry| entry.request == Request::CopyDone) {
+            Some(done) => undo_of(self.queue.drain(..=done)),
+            None => undo_of(self.queue.drain(..)),
+        }
+    }
+
+    /// ReadyForQuery: completes a Query, FunctionCall or Sync; after an error, everything up to the next Sync. Returns what
+    /// the skipped entries had changed, for undoing, newest first.
+    ///
+    /// # Errors
+    /// [`NoOwner`] if nobody asked.
+    pub fn ready(&mut self) -> Result<Vec<Undo>, NoOwner> {
+        if !self.skipping {
+            return match self.queue.front().map(|entry| entry.request) {
+                Some(Request::Query | Request::FunctionCall | Request::Sync) => {
+                    self.queue.pop_front();
+                    Ok(Vec::new())
+                }
+                _ => Err(NoOwner),
+            };
+        }
+        let sync = self.queue.iter().position(|entry| entry.request == Request::Sync).ok_or(NoOwner)?;
+        self.skipping = false;
+        Ok(undo_of(self.queue.drain(..=sync)))
+    }
+
+    /// The invented answer that is due now, if one is.
+    pub fn due(&mut self) -> Option<Expected> {
+        if self.queue.front().is_some_and(|head| head.give == Give::Fake) && !self.skipping {
+            return self.queue.pop_front();
+        }
+        None
+    }
+}
+
+fn undo_of(entries: impl DoubleEndedIterator<Item = Expected>) -> Vec<Undo> {
+    entries.rev().filter_map(|entry| entry.undo.map(|undo| *undo)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(requests: &[Request]) -> Outstanding {
+        let mut queue = Outstanding::default();
+        for &request in requests {
+            queue.push(request, Give::Forward);
+        }
+        queue
+    }
+
+    #[test]
+    fn a_batch_is_answered_in_order() {
+        use Request::{Bind, Describe, Execute, Parse, Sync};
+        let mut q = queue(&[Parse, Bind, Describe, Execute, Sync]);
+        assert_eq!(q.answered(Bind), Err(NoOwner));
+        assert_eq!(q.answered(Parse), Ok(()));
+        assert_eq!(q.answered(Bind), Ok(()));
+        assert_eq!(q.answered(Describe), Ok(()));
+        assert_eq!(q.command_complete(false), Ok(()));
+        assert!(q.ready().expect("sync").is_empty());
+        assert!(q.is_empty());
+        assert_eq!(q.ready().err(), Some(NoOwner));
+    }
+
+    #[test]
+    fn an_error_drops_the_rest_of_its_batch_only() {
+        use Request::{Bind, Execute, Parse, Sync};
+        let mut q = queue(&[Parse, Bind, Execute, Sync, Bind, Execute, Sync]);
+        assert!(q.error(false).is_empty());
+        q.ready().expect("first sync");
+        assert_eq!(q.len(), 3);
+        assert_eq!(q.answered(Bind), Ok(()));
+    }
+
+    #[test]
+    fn a_query_keeps_its_place_through_its_statements() {
+        let mut q = queue(&[Request::Query]);
+        assert_eq!(q.answered(Request::Describe), Ok(()));
+        assert_eq!(q.command_complete(false), Ok(()));
+        assert_eq!(q.command_complete(false), Ok(()));
+        q.error(false);
+        q.ready().expect("owned");
+        assert!(q.is_empty());
+    }
+
+    #[test]
+    fn syncs_swallowed_by_a_copy_disappear_with_it() {
+        use Request::{CopyDone, Execute, Query, Sync};
+        let mut q = queue(&[Execute, Sync, CopyDone, Sync]);
+        assert_eq!(q.command_complete(true), Ok(()));
+        q.ready().expect("the last sync");
+        assert!(q.is_empty());
+        let mut q = queue(&[Query, CopyDone]);
+        assert_eq!(q.command_complete(true), Ok(()));
+        q.ready().expect("the query");
+        assert!(q.is_empty());
+    }
+
+    #[test]
+    fn a_failed_copy_takes_what_was_sent_during_it() {
+        use Request::{CopyDone, Execute, Sync};
+        let mut q = queue(&[Execute, Sync, CopyDone, Sync]);
+        q.error(true);
+        q.ready().expect("the last sync");
+        assert!(q.is_empty());
+        let mut q = queue(&[Execute, Sync]);
+        q.error(true);
+        assert!(q.is_empty());
+        q.push(Sync, Give::Forward);
+        q.ready().expect("the sync after the late CopyDone");
+    }
+
+    #[test]
+    fn invented_answers_wait_for_their_turn() {
+        let mut q = queue(&[Request::Bind]);
+        q.push(Request::Parse, Give::Fake);
+        assert!(q.due().is_none());
+        q.answered(Request::Bind).expect("owned");
+        assert!(q.due().is_some());
+        assert!(q.is_empty());
+    }
+
+    #[test]
+    fn invented_answers_after_an_error_are_never_given() {
+        let mut q = queue(&[Request::Bind]);
+        q.push(Request::Close, Give::Fake);
+        q.push(Request::Sync, Give::Forward);
+        q.error(false);
+        assert!(q.due().is_none());
+        q.ready().expect("sync");
+        assert!(q.is_empty());
+    }
+}

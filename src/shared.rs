@@ -1,0 +1,368 @@
+//! What the threads share: the broker, the inboxes of the workers, the configuration in force.
+//!
+//! Messages to a worker are the only way to reach its clients. A message that carries a server connection is put into the
+//! inbox, which outlives the worker's turn, so that nothing in it can be lost while the process runs.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use mio::{Registry, Waker};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::admin::command::Rights;
+use crate::admin::snapshot::SocketRow;
+use crate::auth::scram::{Derivation, SaltedKeys, ScramKeys, Verifier};
+use crate::auth::secret::Secret;
+use crate::broker::Broker;
+use crate::config::Config;
+use crate::disconnect::Disconnect;
+use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
+use crate::net::stream::Socket;
+use crate::pool::{LaunchKind, TestQuery};
+use crate::relay::prepared::Statements;
+use crate::relay::vars::{TrackedNames, Vars};
+use crate::stats::Counters;
+use crate::worker::peer::PeerAddr;
+use crate::worker::server::Server;
+
+/// What clients of a pool are told at login: filled by the pool's first server.
+#[derive(Debug)]
+pub struct LoginReply {
+    /// ParameterStatus messages of names that are not tracked, as the server sent them.
+    pub untracked: Vec<u8>,
+    pub tracked: Vars,
+}
+
+/// A pool as clients and servers know it: its names and its counters. Lives as long as anybody holds it.
+#[derive(Debug)]
+pub struct PoolShared {
+    pub id: PoolId,
+    pub database: Arc<str>,
+    pub user: Arc<str>,
+    /// The entry forces the user.
+    pub forced: bool,
+    cells: Box<[Cell]>,
+    /// Which item of the host list the next connection takes.
+    pub next_host: AtomicU32,
+    /// The last connect attempt failed; a host list without load balancing then moves on.
+    pub connect_failed: AtomicBool,
+    pub logins: Mutex<LoginCache>,
+}
+
+/// What makes the next login of a pool's server cheap.
+#[derive(Default)]
+pub struct LoginCache {
+    /// Keys of a client's own SCRAM login, for servers with the same SCRAM secret.
+    pub client_keys: Option<ScramKeys>,
+    /// The last derivation for a server that wanted SCRAM, and its result.
+    pub derived: Option<(Derivation, SaltedKeys)>,
+}
+
+impl std::fmt::Debug for LoginCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LoginCache(..)")
+    }
+}
+
+/// The counters of one worker for one pool: written by that worker alone, read by anybody.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Cell([AtomicU64; Counters::COUNT]);
+
+impl PoolShared {
+    #[must_use]
+    pub fn new(id: PoolId, database: &str, user: &str, forced: bool, workers: usize) -> Self {
+        Self {
+            id,
+            database: database.into(),
+            user: user.into(),
+            forced,
+            cells: (0..workers).map(|_| Cell::default()).collect(),
+            next_host: AtomicU32::new(0),
+            connect_failed: AtomicBool::new(false),
+            logins: Mutex::default(),
+        }
+    }
+
+    /// Adds what a turn of `worker` counted. Only that worker may call this.
+    #[inline]
+    pub fn add(&self, worker: WorkerId, tally: &Counters) {
+        let Some(cell) = self.cells.get(usize::from(worker)) else { return };
+        for (counter, &more) in cell.0.iter().zip(&tally.in_order()) {
+            if more > 0 {
+                // One writer: a plain addition that readers see whole.
+                counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The counters of all workers together.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = [0_u64; Counters::COUNT];
+        for cell in &self.cells {
+            for (total, counter) in sum.iter_mut().zip(&cell.0) {
+                *total = total.wrapping_add(counter.load(Ordering::Relaxed));
+            }
+        }
+        Counters::from_order(sum)
+    }
+}
+
+/// A user's secret, and what was derived from it.
+#[derive(Debug, Default)]
+pub struct UserSecret {
+    pub secret: Secret,
+    pub verifier: Mutex<Option<Arc<Verifier>>>,
+}
+
+/// The configuration in force, with what was read along with it. Replaced as a whole.
+#[derive(Debug)]
+pub struct Live {
+    pub config: Arc<Config>,
+    pub users: Arc<HashMap<String, Arc<UserSecret>>>,
+}
+
+/// A client socket on its way to its worker.
+#[derive(Debug)]
+pub struct Accepted {
+    pub socket: Socket,
+    pub peer: PeerAddr,
+}
+
+/// What a worker is told.
+pub enum Message {
+    Accepted(Accepted),
+    /// The ticket of one of its clients has something to collect.
+    Wake(ClientRef),
+    Launch {
+        server: ServerId,
+        pool: PoolId,
+        kind: LaunchKind,
+    },
+    Check {
+        server: ServerId,
+        conn: Box<Server>,
+        query: TestQuery,
+    },
+    Evict {
+        server: ServerId,
+        reason: std::borrow::Cow<'static, str>,
+    },
+    CloseClients {
+        pool: PoolId,
+        why: Disconnect,
+    },
+    CloseClient {
+        client: ClientRef,
+        why: Disconnect,
+    },
+    /// Somebody presented this client's cancel key.
+    CancelTarget {
+        target: ClientRef,
+        request: ClientRef,
+    },
+    /// What a cancel request came to.
+    CancelFinished {
+        request: ClientRef,
+        why: Disconnect,
+    },
+    /// The result of a derivation, for a client's login.
+    ClientDerived {
+        client: ClientRef,
+        keys: Box<SaltedKeys>,
+    },
+    /// The result of a derivation, for the login to a server.
+    ServerDerived {
+        server: ServerId,
+        derivation: Box<Derivation>,
+        keys: Box<SaltedKeys>,
+    },
+    Resolved {
+        server: ServerId,
+        addresses: Result<Vec<IpAddr>, String>,
+    },
+    Live(Arc<Live>),
+    /// Rows of all sockets of this worker.
+    Picture(oneshot::Sender<Vec<SocketRow>>),
+    /// The answer to a console command: bytes for the client; then it may send the next one.
+    ConsoleReply {
+        client: ClientRef,
+        bytes: Vec<u8>,
+    },
+    /// KILL_CLIENT: answers whether the client was here.
+    Kill {
+        id: u64,
+        done: oneshot::Sender<bool>,
+    },
+    /// Close the TCP listeners.
+    StopTcp,
+}
+
+/// A console command on its way to the supervisor.
+#[derive(Debug)]
+pub struct ConsoleCommand {
+    pub client: ClientRef,
+    pub query: Vec<u8>,
+    pub rights: Rights,
+}
+
+/// What the supervisor is asked for.
+#[derive(Debug)]
+pub enum Request {
+    Console(ConsoleCommand),
+    Resolve {
+        host: String,
+        server: ServerId,
+        worker: WorkerId,
+    },
+    /// A lookup of the resolver is done.
+    Looked {
+        host: String,
+        result: Result<Vec<IpAddr>, String>,
+    },
+    /// A wait of the console may be over.
+    Drained,
+    /// Somebody cancelled a console command; `waiting` if one was under way.
+    CancelConsole {
+        waiting: bool,
+    },
+}
+
+/// Slow login work, off the event loops.
+pub enum Job {
+    Client { client: ClientRef, derivation: Derivation },
+    Server { server: ServerId, worker: WorkerId, derivation: Derivation },
+}
+
+/// One worker as the others see it.
+#[derive(Debug)]
+pub struct Post {
+    inbox: Mutex<Vec<Message>>,
+    waker: Waker,
+    /// For moving a server's socket between pollers.
+    pub registry: Registry,
+    /// Clients that live there.
+    pub clients: AtomicUsize,
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Message")
+    }
+}
+
+impl Post {
+    #[must_use]
+    pub fn new(waker: Waker, registry: Registry) -> Self {
+        Self { inbox: Mutex::default(), waker, registry, clients: AtomicUsize::new(0) }
+    }
+
+    /// Leaves a message; wakes the worker if it has not been woken for an earlier one.
+    pub fn send(&self, message: Message) {
+        let first = {
+            let mut inbox = self.inbox.lock();
+            inbox.push(message);
+            inbox.len() == 1
+        };
+        if first && let Err(error) = self.waker.wake() {
+            tracing::error!("cannot wake a worker: {error}");
+        }
+    }
+
+    /// All messages so far, exchanged for an empty vector.
+    pub fn take(&self, into: &mut Vec<Message>) {
+        debug_assert!(into.is_empty());
+        std::mem::swap(&mut *self.inbox.lock(), into);
+    }
+}
+
+/// Everything the threads share.
+pub struct Shared {
+    pub broker: Mutex<Broker>,
+    pub posts: Vec<Post>,
+    pub names: Arc<TrackedNames>,
+    pub statements: Mutex<Statements>,
+    /// Cancel keys of logged-in clients.
+    pub cancel_keys: Mutex<HashMap<[u8; 8], ClientRef>>,
+    /// Client sockets of all kinds.
+    pub clients: AtomicUsize,
+    /// Sockets that are not logged in.
+    pub login_clients: AtomicUsize,
+    /// Console connections.
+    pub console_clients: AtomicUsize,
+    next_socket: AtomicU64,
+    pub requests: mpsc::UnboundedSender<Request>,
+    pub jobs: mpsc::UnboundedSender<Job>,
+    /// Secret of this process from which the salts of unknown users come.
+    pub mock_key: [u8; 32],
+    /// Where servers without a host are, and the port of our own Unix socket.
+    pub unix_socket_dir: PathBuf,
+    pub listen_port: u16,
+    pub uid: u32,
+    /// Connections closed because something impossible happened.
+    pub guard_trips: AtomicU64,
+    /// Statistics of the console's own pool.
+    pub console_counters: Mutex<Counters>,
+}
+
+impl Shared {
+    #[allow(clippy::too_many_arguments)]
+    #[must_use]
+    pub fn new(
+        broker: Broker,
+        posts: Vec<Post>,
+        names: Arc<TrackedNames>,
+        requests: mpsc::UnboundedSender<Request>,
+        jobs: mpsc::UnboundedSender<Job>,
+        mock_key: [u8; 32],
+        unix_socket_dir: PathBuf,
+        listen_port: u16,
+        uid: u32,
+    ) -> Self {
+        Self {
+            broker: Mutex::new(broker),
+            posts,
+            names,
+            statements: Mutex::default(),
+            cancel_keys: Mutex::default(),
+            clients: AtomicUsize::new(0),
+            login_clients: AtomicUsize::new(0),
+            console_clients: AtomicUsize::new(0),
+            next_socket: AtomicU64::new(0),
+            requests,
+            jobs,
+            mock_key,
+            unix_socket_dir,
+            listen_port,
+            uid,
+            guard_trips: AtomicU64::new(0),
+            console_counters: Mutex::default(),
+        }
+    }
+
+    /// The next number of a client or server socket; they count from 1 and are never used again.
+    pub fn next_socket(&self) -> u64 {
+        self.next_socket.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn post(&self, worker: WorkerId) -> &Post {
+        &self.posts[usize::from(worker)]
+    }
+
+    /// The worker with the fewest clients.
+    #[must_use]
+    pub fn least_loaded(&self) -> WorkerId {
+        let least = self.posts.iter().enumerate().min_by_key(|(_, post)| post.clients.load(Ordering::Relaxed));
+        least.map_or(0, |(index, _)| WorkerId::try_from(index).unwrap_or(0))
+    }
+
+    /// Asks the supervisor. It is there as long as the process is.
+    pub fn ask(&self, request: Request) {
+        let _ = self.requests.send(request);
+    }
+}

@@ -1,0 +1,233 @@
+//! Console commands: [`crate::admin`] joined to the pools and the workers.
+
+use tokio::sync::oneshot;
+
+use crate::admin::command::{Command, Shutdown, Topic};
+use crate::admin::refusal::Refusal;
+use crate::admin::{reply, show};
+use crate::clock::Clock;
+use crate::config::keys;
+use crate::id::ClientRef;
+use crate::pool::ShutdownMode;
+use crate::shared::{ConsoleCommand, Message};
+use crate::supervisor::{Pending, PendingKind, Supervisor};
+
+/// What a command comes to.
+enum Done {
+    /// Reply with the tag.
+    Tag(String),
+    /// Reply with these messages; ReadyForQuery is added.
+    Bytes(Vec<u8>),
+    /// Reply later.
+    Later(PendingKind),
+    /// No reply at all.
+    Nothing,
+}
+
+impl Supervisor {
+    /// Runs a command and sends the answer to the console's worker.
+    pub(super) async fn console(&mut self, command: ConsoleCommand) {
+        let client = command.client;
+        let parsed = Command::parse(&command.query, command.rights);
+        let done = match parsed {
+            Ok(parsed) => self.run_command(client, parsed).await,
+            Err(refusal) => Err(refusal),
+        };
+        let mut out = Vec::new();
+        match done {
+            Ok(Done::Tag(tag)) => reply::done(&mut out, &tag),
+            Ok(Done::Bytes(bytes)) => {
+                out = bytes;
+                reply::ready(&mut out);
+            }
+            Ok(Done::Later(what)) => {
+                self.pending.push(Pending { client, what });
+                self.answer_pending();
+                return;
+            }
+            Ok(Done::Nothing) => return,
+            Err(refusal) => {
+                tracing::error!("{refusal}");
+                if self.live.config.settings.log_pooler_errors {
+                    tracing::warn!("pooler error: {refusal}");
+                }
+                if reply::refuse(&mut out, &refusal).is_err() {
+                    out.clear();
+                }
+            }
+        }
+        self.reply(client, out);
+    }
+
+    fn reply(&self, client: ClientRef, bytes: Vec<u8>) {
+        self.shared.post(client.worker).send(Message::ConsoleReply { client, bytes });
+    }
+
+    async fn run_command(&mut self, client: ClientRef, command: Command) -> Result<Done, Refusal> {
+        if let Some(line) = command.log_line() {
+            tracing::info!("{line}");
+        }
+        let tag = command.tag();
+        let now = Clock::now();
+        let pools = |result: Result<(), String>| result.map(|()| Done::Tag(tag.clone())).map_err(Refusal::Pools);
+        match command {
+            Command::Show(topic) => self.show(topic).await,
+            Command::ShowFake(fake) => {
+                let mut out = Vec::new();
+                show::fake(&mut out, fake);
+                Ok(Done::Bytes(out))
+            }
+            Command::SetFake(_) => {
+                let mut out = Vec::new();
+                reply::set_ignored(&mut out);
+                reply::complete(&mut out, "SET");
+                Ok(Done::Bytes(out))
+            }
+            Command::Set { key, value } => self.set(&key, &value).map(|()| Done::Tag(tag)),
+            Command::Reload => match self.reload() {
+                true => Ok(Done::Tag(tag)),
+                false => {
+                    tracing::error!("RELOAD Failed, see logs for more details");
+                    Err(Refusal::ReloadFailed)
+                }
+            },
+            Command::Pause(None) => match self.pools(|broker| broker.pools.pause_all(now)) {
+                Ok(()) => Ok(Done::Later(PendingKind::Pause)),
+                Err(text) => Err(Refusal::Pools(text)),
+            },
+            Command::Pause(Some(db)) => match self.pools(|broker| broker.pools.pause_db(&db, now)) {
+                Ok(true) => Ok(Done::Tag(tag)),
+                Ok(false) => Ok(Done::Later(PendingKind::PauseEntry)),
+                Err(text) => Err(Refusal::Pools(text)),
+            },
+            Command::Resume(None) => pools(self.pools(|broker| broker.pools.resume_all(now))),
+            Command::Resume(Some(db)) => pools(self.pools(|broker| broker.pools.resume_db(&db, now))),
+            Command::Disable(db) => pools(self.pools(|broker| broker.pools.disable_db(Some(&db), now))),
+            Command::Enable(db) => pools(self.pools(|broker| broker.pools.enable_db(Some(&db), now))),
+            Command::Reconnect(db) => pools(self.pools(|broker| broker.pools.reconnect(db.as_deref(), now))),
+            Command::Kill(db) => pools(self.pools(|broker| broker.pools.kill(db.as_deref(), now))),
+            Command::KillClient(id) => match self.kill_client(id).await {
+                true => Ok(Done::Tag(tag)),
+                false => Err(Refusal::ClientNotFound),
+            },
+            Command::WaitClose(db) => match self.pools(|broker| broker.pools.wait_close(db.as_deref(), now)) {
+                Ok(None) => Ok(Done::Tag(tag)),
+                Ok(Some(scope)) => Ok(Done::Later(PendingKind::WaitClose(scope))),
+                Err(text) => Err(Refusal::Pools(text)),
+            },
+            Command::Suspend => Err(Refusal::Pools("SUSPEND is not supported by this build".to_owned())),
+            Command::Shutdown(Shutdown::Immediate) => {
+                self.exit_now();
+                Ok(Done::Nothing)
+            }
+            Command::Shutdown(mode) => {
+                let mode = match mode {
+                    Shutdown::WaitForServers => ShutdownMode::WaitForServers,
+                    Shutdown::WaitForClients | Shutdown::Immediate => ShutdownMode::WaitForClients,
+                };
+                let mut out = Vec::new();
+                reply::done(&mut out, &tag);
+                self.reply(client, out);
+                self.begin_shutdown(mode);
+                Ok(Done::Nothing)
+            }
+        }
+    }
+
+    async fn kill_client(&self, id: u64) -> bool {
+        let mut found = false;
+        for post in &self.shared.posts {
+            let (done, answer) = oneshot::channel();
+            post.send(Message::Kill { id, done });
+            found |= answer.await.unwrap_or(false);
+        }
+        found
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Refusal> {
+        let changed = self.live.config.set_setting(key, value).map_err(|error| {
+            if let Some(detail) = error.detail(key) {
+                tracing::error!("{detail}");
+            }
+            Refusal::SetFailed
+        })?;
+        if let Some(unbuilt) = changed.unsupported().into_iter().find(|unbuilt| unbuilt.key == key) {
+            tracing::error!("{unbuilt}");
+            return Err(Refusal::SetFailed);
+        }
+        if keys::find(key).is_some_and(|key| !key.changeable) {
+            tracing::warn!("{key} can only be changed by a restart");
+        }
+        self.put_in_force(changed, None);
+        Ok(())
+    }
+
+    async fn show(&mut self, topic: Topic) -> Result<Done, Refusal> {
+        let mut out = Vec::new();
+        let time = |secs: i64| crate::clock::format_local(secs);
+        match topic {
+            Topic::Clients => show::clients(&mut out, &self.sockets().await, &time),
+            Topic::Servers => show::servers(&mut out, &self.sockets().await, &time),
+            Topic::Sockets => show::sockets(&mut out, &self.sockets().await, &time),
+            Topic::ActiveSockets => show::active_sockets(&mut out, &self.sockets().await, &time),
+            Topic::Pools => show::pools(&mut out, &self.pool_rows()),
+            Topic::Databases => show::databases(&mut out, &self.database_rows()),
+            Topic::Users => show::users(&mut out, &self.user_rows()),
+            Topic::Config => show::config(&mut out, &self.config_rows()),
+            Topic::Stats => show::stats(&mut out, &self.stats_rows()),
+            Topic::StatsTotals => show::stats_totals(&mut out, &self.stats_rows()),
+            Topic::StatsAverages => show::stats_averages(&mut out, &self.stats_rows()),
+            Topic::Totals => {
+                let (totals, averages) = self.stats_total();
+                show::totals(&mut out, &totals, &averages);
+            }
+            Topic::Lists => show::lists(&mut out, &self.lists()),
+            Topic::Mem => show::mem(&mut out, &self.mem_rows()),
+            Topic::State => show::state(&mut out, self.state()),
+            Topic::Version => show::version(&mut out),
+            Topic::Help => show::help(&mut out),
+            Topic::Peers => show::peers(&mut out, &[]),
+            Topic::PeerPools => show::peer_pools(&mut out, &[]),
+            Topic::DnsHosts => show::dns_hosts(&mut out, &self.resolver.rows(Clock::now())),
+            Topic::DnsZones => show::dns_zones(&mut out, &[]),
+            Topic::Fds => show::fds(&mut out, &[]),
+        }
+        Ok(Done::Bytes(out))
+    }
+
+    /// Answers the consoles whose wait is over. One completed PAUSE answers every console that waits.
+    pub(super) fn answer_pending(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let shared = self.shared.clone();
+        let broker = shared.broker.lock();
+        let pools = &broker.pools;
+        let over = |pending: &Pending| match pending.what {
+            PendingKind::Pause => pools.is_drained(),
+            PendingKind::PauseEntry => pools.paused_entries_drained(),
+            PendingKind::WaitClose(scope) => !pools.close_pending(scope),
+        };
+        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending).into_iter().partition(over);
+        drop(broker);
+        self.pending = waiting;
+        for pending in done {
+            let tag = match pending.what {
+                PendingKind::Pause | PendingKind::PauseEntry => "PAUSE",
+                PendingKind::WaitClose(_) => "WAIT_CLOSE",
+            };
+            let mut out = Vec::new();
+            reply::done(&mut out, tag);
+            self.reply(pending.client, out);
+        }
+    }
+
+    /// A console command was cancelled: a global PAUSE or SUSPEND ends.
+    pub(super) fn cancel_console(&mut self, waiting: bool) {
+        if !waiting {
+            tracing::warn!("admin cancel request for non-waiting client?");
+        }
+        let now = Clock::now();
+        let _ = self.pools(|broker| broker.pools.resume_all(now));
+    }
+}

@@ -1,0 +1,266 @@
+//! The supervisor: signals, the console's commands, the janitor's tick, name lookups and statistics.
+//!
+//! It runs on the main thread in a small tokio runtime and never touches a client's traffic. Whatever it decides reaches
+//! the workers as messages.
+
+mod console;
+pub mod reload;
+mod resolver;
+mod rows;
+mod statistics;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::broker::{Broker, ServerAction, locked};
+use crate::clock::Clock;
+use crate::net::listener::Listeners;
+use crate::pool::{CloseScope, ShutdownMode};
+use crate::shared::{Job, Live, Message, Request, Shared};
+use crate::supervisor::resolver::Resolver;
+use crate::supervisor::statistics::Statistics;
+use crate::worker::{Here, log_line, obey_from_outside};
+
+/// Three times a second.
+const TICK: Duration = Duration::from_millis(333);
+
+/// Why the process ends; all of them are orderly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Immediate,
+}
+
+/// A console command that is answered later.
+pub(crate) struct Pending {
+    client: crate::id::ClientRef,
+    what: PendingKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PendingKind {
+    Pause,
+    PauseEntry,
+    WaitClose(CloseScope),
+}
+
+/// The supervisor's state.
+pub struct Supervisor {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) live: Arc<Live>,
+    pub(crate) listeners: Listeners,
+    pub(crate) pending: Vec<Pending>,
+    pub(crate) resolver: Resolver,
+    pub(crate) statistics: Statistics,
+    actions: Vec<ServerAction>,
+    exit: Option<Exit>,
+}
+
+impl Supervisor {
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, live: Arc<Live>, listeners: Listeners) -> Self {
+        Self {
+            shared,
+            live,
+            listeners,
+            pending: Vec::new(),
+            resolver: Resolver::default(),
+            statistics: Statistics::start(Clock::now()),
+            actions: Vec::new(),
+            exit: None,
+        }
+    }
+
+    /// Runs until the process is to end. Returns the listeners, for their socket file to be removed.
+    ///
+    /// # Errors
+    /// Signals cannot be received.
+    pub async fn run(
+        mut self,
+        mut requests: mpsc::UnboundedReceiver<Request>,
+        mut jobs: mpsc::UnboundedReceiver<Job>,
+    ) -> std::io::Result<Listeners> {
+        let mut signals = Signals::new()?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let period = u64::try_from(self.live.config.settings.stats_period).unwrap_or(0).max(1);
+        let mut statistics = interval(Duration::from_secs(period));
+        statistics.tick().await;
+        while self.exit.is_none() {
+            // Every branch's future can be dropped without losing a value.
+            tokio::select! {
+                Some(request) = requests.recv() => self.request(request).await,
+                Some(job) = jobs.recv() => self.job(job),
+                Some(()) = signals.hangup.recv() => self.hangup(),
+                Some(()) = signals.terminate.recv() => self.stop("SIGTERM", ShutdownMode::WaitForClients),
+                Some(()) = signals.interrupt.recv() => self.stop("SIGINT", ShutdownMode::WaitForServers),
+                Some(()) = signals.quit.recv() => {
+                    tracing::info!("got SIGQUIT, fast exit");
+                    self.exit = Some(Exit::Immediate);
+                }
+                Some(()) = signals.user1.recv() => self.pause_by_signal(),
+                Some(()) = signals.user2.recv() => self.resume_by_signal(),
+                _ = tick.tick() => self.tick(),
+                _ = statistics.tick() => self.period_ends(),
+            }
+        }
+        Ok(self.listeners)
+    }
+
+    /// Runs `call` under the broker's lock, then obeys what the pools ordered.
+    pub(crate) fn pools<T>(&mut self, call: impl FnOnce(&mut Broker) -> T) -> T {
+        let done = locked(&self.shared.broker, &mut self.actions, call);
+        let mut drained = false;
+        let shared = &self.shared;
+        let log = self.live.config.settings.log_disconnections;
+        obey_from_outside(shared, &mut self.actions, |here| match here {
+            Here::Close { mut conn, reason } => {
+                if log {
+                    let age = Clock::now().since(conn.connect_time).secs();
+                    tracing::info!("{}closing because: {reason} (age={age}s)", conn.prefix());
+                }
+                let _ = conn.stream.write_bytes(&[b'X', 0, 0, 0, 4]);
+                conn.stream.retire(&shared.post(conn.home).registry);
+            }
+            Here::Log(level, text) => log_line(level, &text),
+            Here::Drained => drained = true,
+        });
+        if drained {
+            shared.ask(Request::Drained);
+        }
+        done
+    }
+
+    async fn request(&mut self, request: Request) {
+        match request {
+            Request::Console(command) => self.console(command).await,
+            Request::Resolve { host, server, worker } => self.resolve(host, server, worker),
+            Request::Looked { host, result } => self.looked_up(&host, result),
+            Request::Drained => self.answer_pending(),
+            Request::CancelConsole { waiting } => self.cancel_console(waiting),
+        }
+    }
+
+    /// Slow crypto runs on the blocking pool; its result is a message to the worker that asked.
+    fn job(&self, job: Job) {
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || match job {
+            Job::Client { client, derivation } => {
+                let keys = Box::new(derivation.run());
+                shared.post(client.worker).send(Message::ClientDerived { client, keys });
+            }
+            Job::Server { server, worker, derivation } => {
+                let keys = Box::new(derivation.run());
+                let derivation = Box::new(derivation);
+                shared.post(worker).send(Message::ServerDerived { server, derivation, keys });
+            }
+        });
+    }
+
+    fn tick(&mut self) {
+        let now = Clock::now();
+        self.pools(|broker| {
+            broker.pools.tick(now);
+            broker.sweep();
+        });
+        self.answer_pending();
+        let mode = self.shared.broker.lock().pools.shutdown_mode();
+        match mode {
+            ShutdownMode::None => {}
+            ShutdownMode::WaitForServers => {
+                if self.shared.broker.lock().pools.is_drained() {
+                    tracing::info!("server connections dropped, exiting");
+                    self.exit = Some(Exit::Immediate);
+                }
+            }
+            ShutdownMode::WaitForClients => {
+                if self.shared.clients.load(Ordering::Relaxed) == 0 {
+                    tracing::info!("client connections dropped, exiting");
+                    self.exit = Some(Exit::Immediate);
+                }
+            }
+        }
+    }
+
+    fn stop(&mut self, signal: &str, mode: ShutdownMode) {
+        if self.shared.broker.lock().pools.shutdown_mode() != ShutdownMode::None {
+            tracing::info!("got {signal} while shutting down, fast exit");
+            self.exit = Some(Exit::Immediate);
+            return;
+        }
+        let what = match mode {
+            ShutdownMode::WaitForClients => "waiting for all clients disconnect",
+            ShutdownMode::WaitForServers | ShutdownMode::None => "waiting for all servers connections to be released",
+        };
+        tracing::info!("got {signal}, shutting down, {what}");
+        self.begin_shutdown(mode);
+    }
+
+    /// Closes the TCP listeners and lets the pools run dry. The Unix socket stays open for the console.
+    pub(crate) fn begin_shutdown(&mut self, mode: ShutdownMode) {
+        self.shared.post(0).send(Message::StopTcp);
+        self.listeners.tcp.clear();
+        let now = Clock::now();
+        self.pools(|broker| broker.pools.set_shutdown(mode, now));
+    }
+
+    pub(crate) fn exit_now(&mut self) {
+        self.exit = Some(Exit::Immediate);
+    }
+
+    fn pause_by_signal(&mut self) {
+        let now = Clock::now();
+        match self.pools(|broker| broker.pools.pause_all(now)) {
+            Ok(()) => tracing::info!("got SIGUSR1, pausing all activity"),
+            Err(_) => tracing::info!("got SIGUSR1, but already paused/suspended"),
+        }
+    }
+
+    fn resume_by_signal(&mut self) {
+        use crate::pool::PauseMode;
+        let (mode, shutdown) = {
+            let broker = self.shared.broker.lock();
+            (broker.pools.pause_mode(), broker.pools.shutdown_mode())
+        };
+        if shutdown != ShutdownMode::None {
+            tracing::info!("got SIGUSR2 while shutting down, ignoring");
+            return;
+        }
+        match mode {
+            PauseMode::None => {
+                tracing::info!("got SIGUSR2, but not paused/suspended");
+                return;
+            }
+            PauseMode::Paused => tracing::info!("got SIGUSR2, continuing from PAUSE"),
+            PauseMode::Suspended => tracing::info!("got SIGUSR2, continuing from SUSPEND"),
+        }
+        let now = Clock::now();
+        let _ = self.pools(|broker| broker.pools.resume_all(now));
+    }
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    user1: Signal,
+    user2: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
+    }
+}

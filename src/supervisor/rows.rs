@@ -1,0 +1,185 @@
+//! The picture of the process for SHOW, gathered from pools and workers.
+
+use std::sync::atomic::Ordering;
+
+use tokio::sync::oneshot;
+
+use crate::admin::snapshot::{
+    ConfigRow, DatabaseRow, ListsSnapshot, MemRow, PoolRow, SocketRow, SocketState, State, UserRow,
+};
+use crate::clock::Clock;
+use crate::config::{CONSOLE_DATABASE, PoolMode};
+use crate::pool::{PauseMode, ServerState};
+use crate::shared::Message;
+use crate::supervisor::Supervisor;
+use crate::worker::client::Client;
+use crate::worker::picture::server_row;
+use crate::worker::server::Server;
+
+/// The console's own pool, as SHOW prints it.
+const CONSOLE_POOL_SIZE: i64 = 2;
+
+impl Supervisor {
+    /// Every client and server socket.
+    pub(super) async fn sockets(&self) -> Vec<SocketRow> {
+        let mut rows = Vec::new();
+        for post in &self.shared.posts {
+            let (reply, picture) = oneshot::channel();
+            post.send(Message::Picture(reply));
+            rows.extend(picture.await.unwrap_or_default());
+        }
+        let listen_port = self.shared.listen_port;
+        self.shared.broker.lock().pools.server_rows(|row| {
+            let Some(conn) = row.conn else { return };
+            let state = match row.state {
+                ServerState::Used => SocketState::SvUsed,
+                ServerState::Tested => SocketState::SvTested,
+                ServerState::BeingCanceled => SocketState::SvBeingCanceled,
+                ServerState::Active => SocketState::SvActive,
+                _ => SocketState::SvIdle,
+            };
+            let mut shown = server_row(conn, state, listen_port);
+            shown.close_needed = row.close_needed;
+            rows.push(shown);
+        });
+        rows.sort_by_key(|row| row.id);
+        rows
+    }
+
+    pub(super) fn pool_rows(&self) -> Vec<PoolRow> {
+        let now = Clock::now();
+        let rows = self.shared.broker.lock().pools.pool_rows();
+        let shown = rows.into_iter().map(|row| PoolRow {
+            database: row.database,
+            user: row.user,
+            cl_active: row.cl_active.into(),
+            cl_waiting: row.cl_waiting.into(),
+            cl_active_cancel_req: row.cl_active_cancel_req.into(),
+            cl_waiting_cancel_req: row.cl_waiting_cancel_req.into(),
+            sv_active: row.sv_active.into(),
+            sv_active_cancel: row.sv_active_cancel.into(),
+            sv_being_canceled: row.sv_being_canceled.into(),
+            sv_idle: row.sv_idle.into(),
+            sv_used: row.sv_used.into(),
+            sv_tested: row.sv_tested.into(),
+            sv_login: row.sv_login.into(),
+            maxwait: row.waiting_since.map(|since| now.since(since)).unwrap_or_default(),
+            pool_mode: row.pool_mode.to_string(),
+            load_balance_hosts: row.load_balance_hosts.map(|hosts| hosts.to_string()),
+        });
+        let console = PoolRow {
+            database: CONSOLE_DATABASE.to_owned(),
+            user: CONSOLE_DATABASE.to_owned(),
+            cl_active: self.shared.console_clients.load(Ordering::Relaxed) as u64,
+            pool_mode: PoolMode::Statement.to_string(),
+            ..PoolRow::default()
+        };
+        shown.chain([console]).collect()
+    }
+
+    pub(super) fn database_rows(&self) -> Vec<DatabaseRow> {
+        let settings = &self.live.config.settings;
+        let rows = self.shared.broker.lock().pools.database_rows();
+        let shown = rows.into_iter().map(|row| DatabaseRow {
+            name: row.name,
+            host: row.host,
+            port: row.port,
+            database: row.database,
+            force_user: row.force_user,
+            pool_size: row.pool_size,
+            min_pool_size: row.min_pool_size,
+            reserve_pool_size: row.reserve_pool_size,
+            server_lifetime: i64::try_from(row.server_lifetime.secs()).unwrap_or(i64::MAX),
+            pool_mode: row.pool_mode.map(|mode| mode.to_string()),
+            load_balance_hosts: row.load_balance_hosts.map(|hosts| hosts.to_string()),
+            max_connections: row.max_connections,
+            current_connections: row.current_connections.into(),
+            max_client_connections: row.max_client_connections,
+            current_client_connections: row.current_client_connections.into(),
+            paused: row.paused,
+            disabled: row.disabled,
+        });
+        let console = DatabaseRow {
+            name: CONSOLE_DATABASE.to_owned(),
+            host: None,
+            port: self.shared.listen_port,
+            database: CONSOLE_DATABASE.to_owned(),
+            force_user: Some(CONSOLE_DATABASE.to_owned()),
+            pool_size: CONSOLE_POOL_SIZE,
+            min_pool_size: settings.min_pool_size,
+            reserve_pool_size: settings.reserve_pool_size,
+            server_lifetime: i64::try_from(settings.server_lifetime.secs()).unwrap_or(i64::MAX),
+            pool_mode: Some(PoolMode::Statement.to_string()),
+            max_connections: settings.max_db_connections,
+            max_client_connections: settings.max_db_client_connections,
+            current_client_connections: self.shared.console_clients.load(Ordering::Relaxed) as u64,
+            ..DatabaseRow::default()
+        };
+        shown.chain([console]).collect()
+    }
+
+    pub(super) fn user_rows(&self) -> Vec<UserRow> {
+        let rows = self.shared.broker.lock().pools.user_rows();
+        let show = |row: crate::pool::UserRow| UserRow {
+            name: row.name,
+            pool_size: row.pool_size,
+            reserve_pool_size: row.reserve_pool_size,
+            pool_mode: row.pool_mode.map(|mode| mode.to_string()),
+            max_user_connections: row.max_user_connections,
+            current_connections: row.current_connections.into(),
+            max_user_client_connections: row.max_user_client_connections,
+            current_client_connections: row.current_client_connections.into(),
+        };
+        rows.into_iter().map(show).collect()
+    }
+
+    pub(super) fn config_rows(&self) -> Vec<ConfigRow> {
+        let rows = self.live.config.settings.rows().into_iter();
+        rows.map(|row| ConfigRow {
+            key: row.key.to_owned(),
+            value: row.value,
+            default: row.default.map(str::to_owned),
+            changeable: row.changeable,
+        })
+        .collect()
+    }
+
+    pub(super) fn lists(&self) -> ListsSnapshot {
+        let totals = self.shared.broker.lock().pools.totals();
+        let (dns_names, dns_queries) = self.resolver.counts();
+        ListsSnapshot {
+            databases: totals.databases as u64 + 1,
+            users: totals.users as u64,
+            peers: self.live.config.peers.len() as u64,
+            pools: totals.pools as u64 + 1,
+            peer_pools: totals.peer_pools as u64,
+            used_clients: self.shared.clients.load(Ordering::Relaxed) as u64,
+            login_clients: self.shared.login_clients.load(Ordering::Relaxed) as u64,
+            used_servers: totals.servers as u64,
+            dns_names,
+            dns_queries,
+            ..ListsSnapshot::default()
+        }
+    }
+
+    pub(super) fn mem_rows(&self) -> Vec<MemRow> {
+        let row = |name: &str, size: usize, used: usize| MemRow {
+            name: name.to_owned(),
+            size: size as u64,
+            used: used as u64,
+            free: 0,
+            memtotal: (size * used) as u64,
+        };
+        let servers = self.shared.broker.lock().pools.totals().servers;
+        let clients = self.shared.clients.load(Ordering::Relaxed);
+        vec![row("server_cache", size_of::<Server>(), servers), row("client_cache", size_of::<Client>(), clients)]
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.shared.broker.lock().pools.pause_mode() {
+            PauseMode::None => State::Active,
+            PauseMode::Paused => State::Paused,
+            PauseMode::Suspended => State::Suspended,
+        }
+    }
+}

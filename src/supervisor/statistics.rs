@@ -1,0 +1,90 @@
+//! Statistics: periods, SHOW STATS and its relatives, the line in the log.
+
+use std::collections::HashMap;
+
+use crate::admin::snapshot::{PoolStats, StatsRow, stats_rows, stats_total};
+use crate::clock::Clock;
+use crate::config::CONSOLE_DATABASE;
+use crate::id::PoolId;
+use crate::stats::{Averages, Counters, History, Periods};
+use crate::supervisor::Supervisor;
+use crate::time::Micros;
+
+/// What earlier periods ended with.
+pub(crate) struct Statistics {
+    periods: Periods,
+    pools: HashMap<PoolId, History>,
+    console: History,
+}
+
+impl Statistics {
+    pub(crate) fn start(now: Micros) -> Self {
+        Self { periods: Periods::start(now), pools: HashMap::new(), console: History::default() }
+    }
+}
+
+/// A pool's name and counters, now and at the older snapshot.
+struct Figures {
+    database: String,
+    now: Counters,
+    older: Counters,
+}
+
+impl Supervisor {
+    fn figures(&self) -> Vec<Figures> {
+        let broker = self.shared.broker.lock();
+        let rows = broker.pools.pool_rows();
+        let mut shared: HashMap<PoolId, _> = broker.all_shared().map(|pool| (pool.id, pool.clone())).collect();
+        drop(broker);
+        let mut figures: Vec<Figures> = rows
+            .into_iter()
+            .map(|row| Figures {
+                database: row.database,
+                now: shared.remove(&row.pool).map(|pool| pool.counters()).unwrap_or_default(),
+                older: self.statistics.pools.get(&row.pool).map(History::older).unwrap_or_default(),
+            })
+            .collect();
+        figures.push(Figures {
+            database: CONSOLE_DATABASE.to_owned(),
+            now: *self.shared.console_counters.lock(),
+            older: self.statistics.console.older(),
+        });
+        figures
+    }
+
+    pub(super) fn stats_rows(&self) -> Vec<StatsRow> {
+        let figures = self.figures();
+        stats_rows(figures.iter().map(Figures::as_stats), self.statistics.periods.span(Clock::now()))
+    }
+
+    pub(super) fn stats_total(&self) -> (Counters, Averages) {
+        let figures = self.figures();
+        stats_total(figures.iter().map(Figures::as_stats), self.statistics.periods.span(Clock::now()))
+    }
+
+    /// The end of a period: new snapshots, and the line in the log.
+    pub(super) fn period_ends(&mut self) {
+        self.statistics.periods.turn(Clock::now());
+        let pools: Vec<_> = {
+            let broker = self.shared.broker.lock();
+            broker.all_shared().map(|pool| (pool.id, pool.counters())).collect()
+        };
+        let mut histories = std::mem::take(&mut self.statistics.pools);
+        for (id, counters) in pools {
+            let mut history = histories.remove(&id).unwrap_or_default();
+            history.turn(counters);
+            self.statistics.pools.insert(id, history);
+        }
+        self.statistics.console.turn(*self.shared.console_counters.lock());
+        if self.live.config.settings.log_stats {
+            let (_, averages) = self.stats_total();
+            tracing::info!("{}", averages.log_line());
+        }
+    }
+}
+
+impl Figures {
+    fn as_stats(&self) -> PoolStats<'_> {
+        PoolStats { database: &self.database, now: self.now, older: self.older }
+    }
+}

@@ -1,0 +1,57 @@
+//! The limit of open files: the ceiling of how many clients can be served.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Limits of open files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FdLimit {
+    /// In force now.
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// Raises the soft limit to the hard one, as far as the kernel lets it, and reports both.
+#[must_use]
+pub fn raise_fd_limit() -> FdLimit {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return FdLimit { soft: 0, hard: 0 };
+    };
+    // "unlimited" is refused for files; the kernel's own maximum is then the most one can have
+    let target = hard.min(kernel_maximum());
+    if target > soft && setrlimit(Resource::RLIMIT_NOFILE, target, hard).is_ok() {
+        return FdLimit { soft: target, hard };
+    }
+    FdLimit { soft, hard }
+}
+
+fn kernel_maximum() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
+    text.trim().parse().unwrap_or(1 << 20)
+}
+
+impl FdLimit {
+    /// The start-up line; `expected` is the number of descriptors the configuration may come to use.
+    #[must_use]
+    pub fn describe(self, max_client_conn: i64, expected: u64) -> String {
+        let Self { soft, hard } = self;
+        format!(
+            "kernel file descriptor limit: {soft} (hard: {hard}); max_client_conn: {max_client_conn}, max expected fd \
+             use: {expected}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn soft_limit_is_raised() {
+        let limit = raise_fd_limit();
+        assert_eq!(limit.soft, limit.hard.min(kernel_maximum()));
+        assert_eq!(
+            FdLimit { soft: 1024, hard: 20000 }.describe(100, 576),
+            "kernel file descriptor limit: 1024 (hard: 20000); max_client_conn: 100, max expected fd use: 576"
+        );
+    }
+}

@@ -1,0 +1,58 @@
+//! Socket options and credentials std and socket2 do not offer.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::libc;
+use nix::sys::socket::{getsockopt, sockopt};
+
+/// Who sits at the other end of a Unix socket, as the kernel saw it at connect().
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerCredentials {
+    pub uid: u32,
+    /// Zero when unknown, for instance in another pid namespace.
+    pub pid: i32,
+}
+
+/// Asks for the peer of a Unix socket.
+///
+/// # Errors
+/// Those of getsockopt.
+pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
+    let found = getsockopt(&socket, sockopt::PeerCredentials)?;
+    Ok(PeerCredentials { uid: found.uid(), pid: found.pid() })
+}
+
+/// Lets a listener hand out a connection only when its first bytes have come.
+///
+/// # Errors
+/// Those of setsockopt.
+pub fn set_tcp_defer_accept(socket: impl AsFd, on: bool) -> io::Result<()> {
+    let value = libc::c_int::from(on);
+    let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("an int's size is small");
+    // SAFETY: pointer and length describe `value`, which lives through the call.
+    let code = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const value).cast(),
+            len,
+        )
+    };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn own_credentials() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        let peer = peer_credentials(&a).unwrap();
+        assert_eq!(peer.uid, nix::unistd::getuid().as_raw());
+        assert_eq!(u32::try_from(peer.pid).unwrap(), std::process::id());
+    }
+}

@@ -1,0 +1,151 @@
+//! Accepting: new sockets go to the worker with the fewest clients.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use mio::net::{TcpListener, UnixListener};
+use mio::{Interest, Registry};
+
+use crate::net::listener::accept_error_is_transient;
+use crate::net::stream::{Socket, Stream};
+use crate::relay::side::ClientSide;
+use crate::relay::vars::Vars;
+use crate::shared::{Accepted, Message};
+use crate::sys;
+use crate::time::Micros;
+use crate::worker::Worker;
+use crate::worker::client::{Client, Login, Phase};
+use crate::worker::peer::PeerAddr;
+use crate::worker::table::listener_token;
+
+/// How long accepting rests after an error such as too many open files.
+const REST: Micros = Micros::from_secs(5);
+
+/// The listening sockets as the first worker polls them.
+#[derive(Debug)]
+pub struct Acceptor {
+    pub tcp: Vec<TcpListener>,
+    pub unix: Option<UnixListener>,
+}
+
+impl Acceptor {
+    fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        for (index, listener) in self.tcp.iter_mut().enumerate() {
+            registry.register(listener, listener_token(index + 1), Interest::READABLE)?;
+        }
+        match &mut self.unix {
+            Some(listener) => registry.register(listener, listener_token(0), Interest::READABLE),
+            None => Ok(()),
+        }
+    }
+
+    fn accept(&self, index: usize, port: u16) -> io::Result<Option<Accepted>> {
+        if let Some(tcp) = index.checked_sub(1) {
+            let Some(listener) = self.tcp.get(tcp) else { return Ok(None) };
+            let (socket, addr) = listener.accept()?;
+            return Ok(Some(Accepted { socket: Socket::Tcp(socket), peer: PeerAddr::Tcp(addr) }));
+        }
+        let Some(listener) = &self.unix else { return Ok(None) };
+        let (socket, _) = listener.accept()?;
+        let known = sys::socket::peer_credentials(socket.as_fd()).ok();
+        let (pid, uid) = (known.as_ref().map(|peer| peer.pid), known.as_ref().map(|peer| peer.uid));
+        Ok(Some(Accepted { socket: Socket::Unix(socket), peer: PeerAddr::Unix { pid, uid, port } }))
+    }
+}
+
+impl Worker {
+    pub(super) fn start_listening(&mut self) {
+        let registry = &self.shared.post(self.id).registry;
+        if let Some(acceptor) = &mut self.acceptor
+            && let Err(error) = acceptor.register(registry)
+        {
+            tracing::error!("cannot wait for connections: {error}");
+        }
+    }
+
+    /// Takes all connections that wait at one listener.
+    pub(super) fn accept(&mut self, index: usize) {
+        if self.accept_rests_until.is_some() {
+            return;
+        }
+        loop {
+            let Some(acceptor) = &self.acceptor else { return };
+            match acceptor.accept(index, self.shared.listen_port) {
+                Ok(Some(accepted)) => self.distribute(accepted),
+                Ok(None) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if accept_error_is_transient(&error) => {}
+                Err(error) => {
+                    tracing::error!("accept() failed: {}", sys::error_text(&error));
+                    self.accept_rests_until = Some(self.now + REST);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Goes on accepting after a rest.
+    pub(super) fn accept_again(&mut self) {
+        if self.accept_rests_until.is_some_and(|until| self.now >= until) {
+            self.accept_rests_until = None;
+            let listeners = self.acceptor.as_ref().map_or(0, |acceptor| acceptor.tcp.len() + 1);
+            for index in 0..listeners {
+                self.accept(index);
+            }
+        }
+    }
+
+    fn distribute(&mut self, accepted: Accepted) {
+        self.shared.clients.fetch_add(1, Ordering::Relaxed);
+        self.shared.login_clients.fetch_add(1, Ordering::Relaxed);
+        let worker = self.shared.least_loaded();
+        self.shared.post(worker).clients.fetch_add(1, Ordering::Relaxed);
+        if worker == self.id {
+            self.adopt(accepted);
+        } else {
+            self.shared.post(worker).send(Message::Accepted(accepted));
+        }
+    }
+
+    /// Takes in a socket that was accepted for this worker.
+    pub(super) fn adopt(&mut self, accepted: Accepted) {
+        let me = self.clients.reserve();
+        let mut client = Box::new(Client {
+            stream: Stream::new(accepted.socket),
+            me,
+            id: self.shared.next_socket(),
+            peer: accepted.peer,
+            phase: Phase::Login(Box::<Login>::default()),
+            side: ClientSide::new(self.interner.intern(Vars::unset(&self.shared.names))),
+            pool: None,
+            user: None,
+            user_id: None,
+            mode: self.live.config.settings.pool_mode,
+            server: None,
+            input: None,
+            cancel_key: [0; 8],
+            connect_time: self.now,
+            request_time: self.now,
+            wait_start: Micros::ZERO,
+            notified: false,
+            counted_ready: false,
+        });
+        if let Err(error) = self.register(&mut client) {
+            tracing::error!("cannot wait for a client's socket: {error}");
+            self.disconnect(client, crate::disconnect::Disconnect::silent("out of resources").into());
+            return;
+        }
+        self.clients.put_back(client);
+    }
+
+    /// Closes the TCP listeners for good; the Unix socket stays, for the console.
+    pub(super) fn stop_tcp(&mut self) {
+        let registry = &self.shared.post(self.id).registry;
+        if let Some(acceptor) = &mut self.acceptor {
+            for mut listener in acceptor.tcp.drain(..) {
+                let _ = registry.deregister(&mut listener);
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! A client socket and everything its worker knows about it.
+//!
+//! An idle client is this struct and nothing else: no buffer, no task. What only a login, a wait or a console needs hangs
+//! on [`Phase`] and is gone afterwards.
+
+use std::sync::Arc;
+
+use crate::admin::command::Rights;
+use crate::auth::client::ClientAuth;
+use crate::config::PoolMode;
+use crate::disconnect::Disconnect;
+use crate::id::{ClientRef, Ticket, UserId};
+use crate::net::stream::Stream;
+use crate::relay::side::ClientSide;
+use crate::shared::{PoolShared, UserSecret};
+use crate::time::Micros;
+use crate::wire::startup::StartupParams;
+use crate::worker::peer::PeerAddr;
+use crate::worker::server::Server;
+
+/// Where a client is between its connect and its end.
+///
+/// ```text
+/// Login -> Active <-> Waiting          Login -> WaitingLogin -> Active
+/// Login -> Console                     Login -> Cancel
+/// ```
+#[derive(Debug)]
+pub enum Phase {
+    /// Not logged in.
+    Login(Box<Login>),
+    /// Authenticated; its pool has no login reply yet.
+    WaitingLogin(Ticket),
+    /// Logged in; linked if `server` is set.
+    Active,
+    /// Logged in, queued for a server.
+    Waiting(Ticket),
+    /// A console connection.
+    Console(Box<Console>),
+    /// A cancel request that was passed on.
+    Cancel,
+}
+
+/// A login in progress.
+pub struct Login {
+    pub received: Vec<u8>,
+    pub encryption_requests: EncryptionRequests,
+    /// Set once the startup message is here.
+    pub params: Option<StartupParams>,
+    pub auth: Option<ClientAuth>,
+    /// A slow derivation runs; nothing is read meanwhile.
+    pub deriving: bool,
+    pub user: Option<Arc<UserSecret>>,
+    /// Not told before the password is right.
+    pub unknown_database: bool,
+    pub console: Option<Rights>,
+}
+
+/// Encryption is asked for at most once each.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EncryptionRequests {
+    pub ssl: bool,
+    pub gss: bool,
+}
+
+/// A console connection.
+#[derive(Debug)]
+pub struct Console {
+    pub rights: Rights,
+    pub received: Vec<u8>,
+    /// A command is with the supervisor.
+    pub busy: bool,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Login(..)")
+    }
+}
+
+/// A client.
+#[derive(Debug)]
+pub struct Client {
+    pub stream: Stream,
+    pub me: ClientRef,
+    pub id: u64,
+    pub peer: PeerAddr,
+    pub phase: Phase,
+    pub side: ClientSide,
+    /// Set when the client was counted on its entry and user.
+    pub pool: Option<Arc<PoolShared>>,
+    /// The login user.
+    pub user: Option<Arc<str>>,
+    pub user_id: Option<UserId>,
+    pub mode: PoolMode,
+    pub server: Option<Box<Server>>,
+    /// Input that waits for a server, or for the server to settle.
+    pub input: Option<Box<Vec<u8>>>,
+    pub cancel_key: [u8; 8],
+    pub connect_time: Micros,
+    /// The last message.
+    pub request_time: Micros,
+    /// Since when it is queued; zero when it is not.
+    pub wait_start: Micros,
+    /// The client was told that it waits.
+    pub notified: bool,
+    /// Counted as a client that finished its login.
+    pub counted_ready: bool,
+}
+
+/// Why a turn ends its client.
+#[derive(Debug)]
+pub struct End {
+    pub why: Disconnect,
+    /// The server is to blame, or must go as well: it is closed with the same reason.
+    pub with_server: bool,
+}
+
+impl From<Disconnect> for End {
+    fn from(why: Disconnect) -> Self {
+        Self { why, with_server: false }
+    }
+}
+
+impl End {
+    /// Ends client and server.
+    pub(crate) fn both(why: Disconnect) -> Self {
+        Self { why, with_server: true }
+    }
+}
+
+impl Client {
+    /// The number by which logs and SHOW speak of this socket.
+    #[must_use]
+    pub fn ptr(&self) -> u64 {
+        socket_ptr(self.id)
+    }
+
+    /// The prefix of log lines about this client.
+    #[must_use]
+    pub fn prefix(&self) -> String {
+        let database = self.pool.as_ref().map_or("(nodb)", |pool| &pool.database);
+        let database = if matches!(self.phase, Phase::Console(_)) { "pgbouncer" } else { database };
+        let user = self.user.as_deref().unwrap_or("(nouser)");
+        format!("C-{:#x}: {database}/{user}@{} ", self.ptr(), self.peer)
+    }
+
+    /// True from AuthenticationOk on.
+    #[must_use]
+    pub const fn logged_in(&self) -> bool {
+        matches!(self.phase, Phase::Active | Phase::Waiting(_) | Phase::Console(_))
+    }
+}
+
+/// An address-like number that no other socket has.
+#[must_use]
+pub(crate) const fn socket_ptr(id: u64) -> u64 {
+    0x5500_0000_0000 + id * 0x40
+}

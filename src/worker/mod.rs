@@ -1,0 +1,433 @@
+//! A worker: one thread, one poller, its own clients.
+//!
+//! The loop waits for readiness and messages and gives each event one synchronous turn. Nothing here blocks: name lookups
+//! and key stretching are somebody else's work, and their results come back as messages. A client lives and dies here; a
+//! server connection is here while one of these clients holds it, or while it is opened or tested, and belongs to the
+//! pools otherwise.
+
+pub mod accept;
+mod cancel;
+pub mod client;
+mod console;
+pub(crate) mod login;
+pub(crate) mod open;
+mod parked;
+pub mod peer;
+pub(crate) mod picture;
+mod relay;
+pub mod server;
+mod sweep;
+pub(crate) mod table;
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mio::event::Event;
+use mio::{Events, Poll};
+
+use crate::broker::{Broker, ServerAction, locked};
+use crate::clock::Clock;
+use crate::config::{Level, LogLine};
+use crate::disconnect::Disconnect;
+use crate::id::{ClientRef, WorkerId};
+use crate::pool::Released;
+use crate::relay::out::Out;
+use crate::relay::vars::Interner;
+use crate::shared::{Live, Message, Shared};
+use crate::stats::Counters;
+use crate::time::Micros;
+use crate::worker::accept::Acceptor;
+use crate::worker::client::{Client, End, Phase};
+use crate::worker::table::{Clients, Place, Places, Subject};
+
+/// One read takes at most this much; the measured optimum between system calls and cache misses.
+const SCRATCH_BYTES: usize = 32 * 1024;
+
+/// Deadlines are looked at three times a second.
+const SWEEP_EVERY: Micros = Micros(333_000);
+
+/// Most clients one slice of a sweep looks at before traffic gets its turn.
+const SWEEP_SLICE: u32 = 512;
+
+/// What a turn reads into and writes from; lent to synchronous calls only.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub(crate) input: Box<[u8]>,
+    pub(crate) to_client: Out,
+    pub(crate) to_server: Out,
+}
+
+/// A worker's state.
+pub struct Worker {
+    id: WorkerId,
+    shared: Arc<Shared>,
+    live: Arc<Live>,
+    poll: Poll,
+    /// The acceptor is with the first worker.
+    acceptor: Option<Acceptor>,
+    accept_rests_until: Option<Micros>,
+    now: Micros,
+    clients: Clients,
+    places: Places,
+    scratch: Scratch,
+    interner: Interner,
+    tally: Counters,
+    log: Vec<LogLine>,
+    actions: Vec<ServerAction>,
+    /// Messages to ourselves.
+    local: VecDeque<Message>,
+    /// Clients whose turn was cut short.
+    again: Vec<ClientRef>,
+    sweep_at: Micros,
+    /// The slot where the running sweep goes on.
+    sweep_next: Option<u32>,
+    /// What the turn in progress holds, should it panic.
+    turning: table::Turning,
+}
+
+impl Worker {
+    pub fn new(id: WorkerId, shared: Arc<Shared>, live: Arc<Live>, poll: Poll, acceptor: Option<Acceptor>) -> Self {
+        let now = Clock::now();
+        Self {
+            id,
+            shared,
+            live,
+            poll,
+            acceptor,
+            accept_rests_until: None,
+            now,
+            clients: Clients::new(id),
+            places: Places::default(),
+            scratch: Scratch { input: vec![0; SCRATCH_BYTES].into_boxed_slice(), ..Scratch::default() },
+            interner: Interner::default(),
+            tally: Counters::default(),
+            log: Vec::new(),
+            actions: Vec::new(),
+            local: VecDeque::new(),
+            again: Vec::new(),
+            sweep_at: now + SWEEP_EVERY,
+            sweep_next: None,
+            turning: table::Turning::default(),
+        }
+    }
+
+    /// Runs until the process ends.
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(256);
+        let mut messages = Vec::new();
+        self.start_listening();
+        loop {
+            let wait = self.wait();
+            if let Err(error) = self.poll.poll(&mut events, Some(wait))
+                && error.kind() != std::io::ErrorKind::Interrupted
+            {
+                tracing::error!("waiting for events failed: {error}");
+            }
+            self.now = Clock::now();
+            for event in &events {
+                self.guarded(|worker| worker.event(event));
+                self.obey_local();
+            }
+            self.shared.clone().post(self.id).take(&mut messages);
+            for message in messages.drain(..) {
+                self.guarded(|worker| worker.message(message));
+                self.obey_local();
+            }
+            for client in std::mem::take(&mut self.again) {
+                self.guarded(|worker| worker.turn(client));
+                self.obey_local();
+            }
+            self.guarded(Self::sweep_slice);
+            self.obey_local();
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        if !self.again.is_empty() || self.sweep_next.is_some() {
+            return Duration::ZERO;
+        }
+        Duration::from_micros(self.sweep_at.since(Clock::now()).0)
+    }
+
+    /// Runs a turn; a panic in it costs its client and server, nothing else.
+    fn guarded(&mut self, turn: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| turn(self))).is_err() {
+            self.after_panic();
+        }
+    }
+
+    fn obey_local(&mut self) {
+        while let Some(message) = self.local.pop_front() {
+            self.guarded(|worker| worker.message(message));
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match table::subject(event.token()) {
+            Subject::Waker => {}
+            Subject::Listener(index) => self.accept(index),
+            Subject::Client(client) => {
+                let client = ClientRef { worker: self.id, ..client };
+                if let Some(found) = self.clients.get_mut(client) {
+                    found.stream.note(event);
+                    self.turn(client);
+                }
+            }
+            Subject::Server(server) => self.server_event(server, event),
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Accepted(accepted) => self.adopt(accepted),
+            Message::Wake(client) => self.wake(client),
+            Message::Launch { server, pool, kind } => self.launch(server, pool, kind),
+            Message::Check { conn, query, .. } => self.start_test(conn, query),
+            Message::Evict { server, reason } => self.evict(server, &reason),
+            Message::CloseClients { pool, why } => {
+                for client in self.clients.refs_where(|client| client.pool.as_ref().is_some_and(|p| p.id == pool)) {
+                    self.end(client, End::both(why.clone()));
+                }
+            }
+            Message::CloseClient { client, why } => self.end(client, End::from(why)),
+            Message::CancelTarget { target, request } => self.cancel_target(target, request),
+            Message::CancelFinished { request, why } => self.end(request, End::from(why)),
+            Message::ClientDerived { client, keys } => self.client_derived(client, &keys),
+            Message::ServerDerived { server, derivation, keys } => self.server_derived(server, *derivation, &keys),
+            Message::Resolved { server, addresses } => self.resolved(server, addresses),
+            Message::Live(live) => self.live = live,
+            Message::Picture(reply) => {
+                let _ = reply.send(self.picture());
+            }
+            Message::ConsoleReply { client, bytes } => self.console_reply(client, &bytes),
+            Message::Kill { id, done } => {
+                let found = self.clients.refs_where(|c| {
+                    crate::admin::snapshot::shown_id(c.id) == id && !matches!(c.phase, Phase::Login(_))
+                });
+                let _ = done.send(!found.is_empty());
+                for client in found {
+                    self.end(client, Disconnect::fatal("admin forced disconnect").into());
+                }
+            }
+            Message::StopTcp => self.stop_tcp(),
+        }
+    }
+
+    /// Runs `call` under the broker's lock, then obeys what the pools ordered.
+    #[inline]
+    pub(crate) fn pools<T>(&mut self, call: impl FnOnce(&mut Broker) -> T) -> T {
+        let done = locked(&self.shared.broker, &mut self.actions, call);
+        if !self.actions.is_empty() {
+            self.obey_actions();
+        }
+        done
+    }
+
+    /// As [`Worker::pools`] for calls that give a server back: what is to be closed is closed before anything is opened in
+    /// its place.
+    #[inline]
+    pub(crate) fn pools_release(&mut self, call: impl FnOnce(&mut Broker) -> Released<Box<server::Server>>) {
+        let released = locked(&self.shared.broker, &mut self.actions, call);
+        let mut actions = std::mem::take(&mut self.actions);
+        match released {
+            Released::Kept => {}
+            Released::Close { conn, reason } => self.close_server(*conn, &reason),
+            Released::Test { conn, query } => self.start_test(conn, query),
+        }
+        if !actions.is_empty() {
+            actions.append(&mut self.actions);
+            self.actions = actions;
+            self.obey_actions();
+        } else if self.actions.is_empty() {
+            self.actions = actions;
+        }
+    }
+
+    fn obey_actions(&mut self) {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            let (worker, message) = match route(action) {
+                Routed::Here(log) => {
+                    self.obey_here(log);
+                    continue;
+                }
+                Routed::To(worker, message) => (worker, message),
+                Routed::All(messages) => {
+                    for (index, post) in self.shared.posts.iter().enumerate() {
+                        post.send(messages(index));
+                    }
+                    continue;
+                }
+            };
+            if worker == self.id {
+                self.local.push_back(message);
+            } else {
+                self.shared.post(worker).send(message);
+            }
+        }
+        if self.actions.is_empty() {
+            self.actions = actions;
+        }
+    }
+
+    fn obey_here(&mut self, action: Here) {
+        match action {
+            Here::Close { conn, reason } => self.close_server(*conn, &reason),
+            Here::Log(level, text) => log_line(level, &text),
+            Here::Drained => self.shared.ask(crate::shared::Request::Drained),
+        }
+    }
+
+    /// Gives one client its turn.
+    pub(crate) fn turn(&mut self, client: ClientRef) {
+        let Some(mut taken) = self.clients.take(client) else { return };
+        self.turning.begin(&taken);
+        let ended = self.drive(&mut taken);
+        self.flush_log(&taken);
+        if !self.tally_is_empty()
+            && let Some(pool) = &taken.pool
+        {
+            pool.add(self.id, &self.tally);
+            self.tally = Counters::default();
+        }
+        self.turning.done();
+        match ended {
+            Ok(()) => self.clients.put_back(taken),
+            Err(end) => self.disconnect(taken, end),
+        }
+    }
+
+    fn tally_is_empty(&self) -> bool {
+        self.tally == Counters::default()
+    }
+
+    fn drive(&mut self, client: &mut Client) -> Result<(), End> {
+        match client.phase {
+            Phase::Active => self.relay(client),
+            Phase::Login(_) => self.login(client),
+            Phase::Waiting(_) | Phase::WaitingLogin(_) => Self::still_there(client),
+            Phase::Console(_) => self.console(client),
+            Phase::Cancel => Self::cancel_still_wanted(client),
+        }
+    }
+
+    /// A queued client is not read, but one that has gone gives up its place.
+    fn still_there(client: &mut Client) -> Result<(), End> {
+        if client.stream.closing() {
+            return Err(Disconnect::silent("client unexpected eof").into());
+        }
+        Ok(())
+    }
+
+    fn flush_log(&mut self, client: &Client) {
+        for line in self.log.drain(..) {
+            log_line(line.level, &format!("{}{}", client.prefix(), line.text));
+        }
+    }
+
+    /// Ends a client from outside its own turn.
+    pub(crate) fn end(&mut self, client: ClientRef, end: End) {
+        if let Some(taken) = self.clients.take(client) {
+            self.disconnect(taken, end);
+        }
+    }
+
+    /// A turn panicked: what it held is closed and forgotten, everybody else is unharmed.
+    fn after_panic(&mut self) {
+        self.shared.guard_trips.fetch_add(1, Ordering::Relaxed);
+        if self.scratch.input.is_empty() {
+            self.scratch.input = vec![0; SCRATCH_BYTES].into_boxed_slice();
+        }
+        self.scratch.to_client.clear();
+        self.scratch.to_server.clear();
+        self.log.clear();
+        self.tally = Counters::default();
+        let Some(held) = self.turning.take() else { return };
+        tracing::error!("a bug ended one connection: client {:?}, server {:?}", held.client, held.server);
+        self.clients.forget(held.client);
+        self.shared.post(self.id).clients.fetch_sub(1, Ordering::Relaxed);
+        self.shared.clients.fetch_sub(1, Ordering::Relaxed);
+        self.shared.cancel_keys.lock().remove(&held.cancel_key);
+        if held.login {
+            self.shared.login_clients.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(server) = held.server {
+            self.places.clear(server);
+        }
+        let now = self.now;
+        self.pools(|broker| {
+            if let Some(ticket) = held.ticket {
+                broker.pools.abandon(ticket, now);
+            }
+            if let Some(server) = held.server {
+                broker.pools.gone(server, now);
+            }
+            if let (Some(pool), Some(user)) = (held.pool, held.user) {
+                broker.pools.detach(pool, user, held.counted_ready, now);
+            }
+        });
+    }
+
+    pub(crate) fn place(&mut self, server: crate::id::ServerId) -> Option<&mut Place> {
+        self.places.get_mut(server)
+    }
+}
+
+/// Where an action of the pools is to be obeyed.
+enum Routed {
+    Here(Here),
+    To(WorkerId, Message),
+    All(Box<dyn Fn(usize) -> Message>),
+}
+
+/// What any thread can do.
+pub(crate) enum Here {
+    Close { conn: Box<server::Server>, reason: std::borrow::Cow<'static, str> },
+    Log(Level, String),
+    Drained,
+}
+
+fn route(action: ServerAction) -> Routed {
+    match action {
+        ServerAction::Launch { server, pool, kind, home } => Routed::To(home, Message::Launch { server, pool, kind }),
+        ServerAction::Wake(client) => Routed::To(client.worker, Message::Wake(client)),
+        ServerAction::Close { conn, reason, .. } => Routed::Here(Here::Close { conn, reason }),
+        ServerAction::Evict { server, home, reason } => Routed::To(home, Message::Evict { server, reason }),
+        ServerAction::Check { server, conn, home, query } => Routed::To(home, Message::Check { server, conn, query }),
+        ServerAction::CloseClients { pool, why } => {
+            Routed::All(Box::new(move |_| Message::CloseClients { pool, why: why.clone() }))
+        }
+        ServerAction::CancelFinished(request, why) => {
+            Routed::To(request.worker, Message::CancelFinished { request, why })
+        }
+        ServerAction::Drained => Routed::Here(Here::Drained),
+        ServerAction::Log(level, text) => Routed::Here(Here::Log(level, text)),
+    }
+}
+
+/// Obeys actions from a thread that is not a worker.
+pub(crate) fn obey_from_outside(shared: &Shared, actions: &mut Vec<ServerAction>, mut here: impl FnMut(Here)) {
+    for action in actions.drain(..) {
+        match route(action) {
+            Routed::Here(action) => here(action),
+            Routed::To(worker, message) => shared.post(worker).send(message),
+            Routed::All(messages) => {
+                for (index, post) in shared.posts.iter().enumerate() {
+                    post.send(messages(index));
+                }
+            }
+        }
+    }
+}
+
+/// Writes a line of the core to the log.
+pub(crate) fn log_line(level: Level, text: &str) {
+    match level {
+        Level::Error => tracing::error!("{text}"),
+        Level::Warning => tracing::warn!("{text}"),
+        Level::Log => tracing::info!("{text}"),
+    }
+}

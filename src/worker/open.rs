@@ -1,0 +1,595 @@
+//! Opening a server connection: address, connect, login, connect_query. Also the connections that carry cancel requests.
+//!
+//! ```text
+//! Resolving -> Connecting -> Login [-> Deriving -> Login] -> [ConnectQuery ->] handed to the pools
+//!                        \-> Carrying                                  (cancel requests)
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use mio::event::Event;
+use mio::net::{TcpStream, UnixStream};
+
+use crate::auth::scram::{Derivation, SaltedKeys};
+use crate::auth::server::{Credentials, REFUSAL, ServerAuth, Step};
+use crate::config::LoadBalanceHosts;
+use crate::disconnect::Disconnect;
+use crate::id::{PoolId, ServerId};
+use crate::net::listener::{TcpOptions, apply_server_options, unix_address, unix_socket_path};
+use crate::net::stream::{ReadResult, Socket, Stream};
+use crate::pool::{FailureKind, LaunchKind, LoginFailure, PoolInfo};
+use crate::relay::side::ServerSide;
+use crate::relay::vars::Vars;
+use crate::shared::{Job, LoginReply, PoolShared, Request};
+use crate::sys;
+use crate::time::Micros;
+use crate::wire::encode;
+use crate::wire::fields::{ErrorFields, lossy, split_cstr};
+use crate::wire::scan::{Item, Scanner};
+use crate::wire::tag::backend as be;
+use crate::worker::Worker;
+use crate::worker::login::pool_secret;
+use crate::worker::peer::PeerAddr;
+use crate::worker::server::Server;
+use crate::worker::table::{Place, server_token};
+
+/// Most bytes of login messages that are kept; a server that says more is not one.
+const MAX_RECEIVED: usize = 1 << 20;
+
+/// The closing reason of a connection whose cancel request is no longer wanted.
+const GIVEN_UP: &str = "client gave up on cancel request, so we also give up forwarding to server";
+
+/// SQLSTATE cannot_connect_now: the server will soon be ready.
+const CANNOT_CONNECT_NOW: &[u8] = b"57P03";
+
+#[derive(Debug)]
+pub(crate) enum Stage {
+    Resolving,
+    Connecting,
+    Login,
+    /// A slow derivation runs.
+    Deriving,
+    ConnectQuery,
+    /// A cancel request was sent; the server closes the connection when it has acted on it.
+    Carrying,
+}
+
+/// A connection that is not yet, or never will be, a server of its pool.
+pub(crate) struct Opening {
+    me: ServerId,
+    id: u64,
+    kind: LaunchKind,
+    pool: Arc<PoolShared>,
+    info: PoolInfo,
+    pub(crate) stage: Stage,
+    stream: Option<Stream>,
+    addr: PeerAddr,
+    pub(crate) started: Micros,
+    received: Vec<u8>,
+    auth: Option<ServerAuth>,
+    vars: Vars,
+    untracked: Vec<u8>,
+    cancel_key: [u8; 8],
+}
+
+impl std::fmt::Debug for Opening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Opening({:?}, {:?})", self.me, self.stage)
+    }
+}
+
+/// Why an opening comes to nothing.
+struct Failed {
+    reason: String,
+    kind: FailureKind,
+}
+
+impl Failed {
+    fn connect(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), kind: FailureKind::Connect }
+    }
+}
+
+enum Progress {
+    Wait,
+    /// Logged in and ready.
+    Ready,
+}
+
+impl Opening {
+    pub(crate) fn prefix(&self) -> String {
+        format!("S-{:#x}: {}/{}@{} ", self.ptr(), self.pool.database, self.pool.user, self.addr)
+    }
+
+    pub(crate) const fn ptr(&self) -> u64 {
+        crate::worker::client::socket_ptr(self.id)
+    }
+
+    pub(crate) const fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) const fn me(&self) -> ServerId {
+        self.me
+    }
+
+    pub(crate) const fn pool(&self) -> &Arc<PoolShared> {
+        &self.pool
+    }
+
+    pub(crate) const fn addr(&self) -> PeerAddr {
+        self.addr
+    }
+
+    pub(crate) const fn is_cancel(&self) -> bool {
+        matches!(self.kind, LaunchKind::Cancel)
+    }
+
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        self.stream.as_ref().and_then(|stream| stream.socket().local_addr())
+    }
+}
+
+impl Worker {
+    /// Opens a connection for a pool, as the pools ordered.
+    pub(super) fn launch(&mut self, server: ServerId, pool: PoolId, kind: LaunchKind) {
+        let found = self.pools(|broker| Some((broker.pools.describe(pool)?, broker.shared(pool)?)));
+        let Some((info, shared)) = found else {
+            let now = self.now;
+            self.pools(|broker| broker.pools.gone(server, now));
+            return;
+        };
+        let port = info.database.port;
+        let opening = Box::new(Opening {
+            me: server,
+            id: self.shared.next_socket(),
+            kind,
+            pool: shared,
+            info,
+            stage: Stage::Resolving,
+            stream: None,
+            addr: PeerAddr::Unix { pid: None, uid: None, port },
+            started: self.now,
+            received: Vec::new(),
+            auth: None,
+            vars: Vars::unset(&self.shared.names),
+            untracked: Vec::new(),
+            cancel_key: [0; 8],
+        });
+        self.locate(opening);
+    }
+
+    /// Finds the address of the host whose turn it is.
+    fn locate(&mut self, mut opening: Box<Opening>) {
+        let database = &opening.info.database;
+        let hosts: Vec<&str> = database.host.as_deref().unwrap_or_default().split(',').map(str::trim).collect();
+        let stay = database.load_balance_hosts == LoadBalanceHosts::Disable
+            && !opening.pool.connect_failed.swap(false, Ordering::Relaxed);
+        let turn = if stay {
+            opening.pool.next_host.load(Ordering::Relaxed)
+        } else {
+            opening.pool.next_host.fetch_add(1, Ordering::Relaxed)
+        };
+        let host = hosts[turn as usize % hosts.len()].to_owned();
+        let port = database.port;
+        if host.is_empty() || host.starts_with('/') || host.starts_with('@') {
+            return self.connect_unix(opening, &host, port);
+        }
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return self.connect_tcp(opening, SocketAddr::new(ip, port));
+        }
+        opening.stage = Stage::Resolving;
+        let server = opening.me;
+        self.places.set(server, Place::Opening(opening));
+        self.shared.ask(Request::Resolve { host, server, worker: self.id });
+    }
+
+    /// The addresses of a host name, or why there are none.
+    pub(super) fn resolved(&mut self, server: ServerId, addresses: Result<Vec<IpAddr>, String>) {
+        let Place::Opening(opening) = self.places.take(server) else { return };
+        match addresses {
+            Ok(addresses) if !addresses.is_empty() => {
+                let port = opening.info.database.port;
+                self.connect_tcp(opening, SocketAddr::new(addresses[0], port));
+            }
+            Ok(_) | Err(_) => self.opening_failed(*opening, Failed::connect("server DNS lookup failed")),
+        }
+    }
+
+    fn connect_unix(&mut self, mut opening: Box<Opening>, host: &str, port: u16) {
+        let dir =
+            if host.is_empty() { self.shared.unix_socket_dir.to_string_lossy().into_owned() } else { host.to_owned() };
+        if dir.is_empty() {
+            tracing::error!("unix socket dir not configured: {}", opening.info.database.name);
+            return self.opening_failed(*opening, Failed::connect("cannot connect"));
+        }
+        let path = unix_socket_path(&dir, port);
+        opening.addr = PeerAddr::Unix { pid: None, uid: None, port };
+        let socket = connect_unix(&path);
+        self.connecting(opening, socket.map(Socket::Unix), &format!("unix:{}", path.display()));
+    }
+
+    fn connect_tcp(&mut self, mut opening: Box<Opening>, addr: SocketAddr) {
+        opening.addr = PeerAddr::Tcp(addr);
+        let socket = TcpStream::connect(addr);
+        if let Ok(socket) = &socket
+            && let Err(error) = apply_server_options(socket.as_fd(), &tcp_options(&self.live.config.settings))
+        {
+            tracing::warn!("{}cannot set socket options: {}", opening.prefix(), sys::error_text(&error));
+        }
+        self.connecting(opening, socket.map(Socket::Tcp), &addr.to_string());
+    }
+
+    fn connecting(&mut self, mut opening: Box<Opening>, socket: std::io::Result<Socket>, to: &str) {
+        let token = server_token(opening.me);
+        let registered = socket.and_then(|socket| {
+            let mut stream = Stream::new(socket);
+            stream.register(&self.shared.post(self.id).registry, token)?;
+            Ok(stream)
+        });
+        match registered {
+            Ok(stream) => {
+                opening.stream = Some(stream);
+                opening.stage = Stage::Connecting;
+                self.places.set(opening.me, Place::Opening(opening));
+            }
+            Err(error) => {
+                tracing::warn!("sbuf_connect failed to connect to {to}: {}", sys::error_text(&error));
+                self.opening_failed(*opening, Failed::connect("connect failed"));
+            }
+        }
+    }
+
+    /// An event on a connection being opened.
+    pub(super) fn opening_event(&mut self, server: ServerId, event: &Event) {
+        let Place::Opening(mut opening) = self.places.take(server) else { return };
+        if let Some(stream) = &mut opening.stream {
+            stream.note(event);
+        }
+        self.advance(opening);
+    }
+
+    fn advance(&mut self, mut opening: Box<Opening>) {
+        match self.opening_step(&mut opening) {
+            Ok(Progress::Wait) => self.places.set(opening.me, Place::Opening(opening)),
+            Ok(Progress::Ready) => self.opened(opening),
+            Err(failed) => self.opening_failed(*opening, failed),
+        }
+    }
+
+    fn opening_step(&mut self, opening: &mut Opening) -> Result<Progress, Failed> {
+        let Some(stream) = &mut opening.stream else { return Ok(Progress::Wait) };
+        if matches!(opening.stage, Stage::Connecting) {
+            if let Err(error) = stream.connected() {
+                let text = sys::error_text(&error);
+                tracing::warn!("{}connect failed: {text}", opening.prefix());
+                return Err(Failed::connect("connect failed"));
+            }
+            if !stream.is_connected() {
+                return Ok(Progress::Wait);
+            }
+            self.connected(opening)?;
+        }
+        let Some(stream) = &mut opening.stream else { return Ok(Progress::Wait) };
+        if stream.is_blocked() {
+            stream.flush().map_err(|_| crashed())?;
+        }
+        loop {
+            let read = match stream.readable() {
+                true => stream.read(&mut self.scratch.input),
+                false => ReadResult::Nothing,
+            };
+            match read {
+                ReadResult::Nothing => break,
+                ReadResult::Data(n) if opening.received.len() + n <= MAX_RECEIVED => {
+                    opening.received.extend_from_slice(&self.scratch.input[..n]);
+                }
+                ReadResult::Data(_) => return Err(crashed()),
+                ReadResult::Eof | ReadResult::Failed(_) if matches!(opening.stage, Stage::Carrying) => {
+                    return Err(Failed::connect("successfully sent cancel request"));
+                }
+                ReadResult::Eof | ReadResult::Failed(_) => {
+                    // What it said before it went may tell why.
+                    return Err(self.login_messages(opening).err().unwrap_or_else(crashed));
+                }
+            }
+        }
+        self.login_messages(opening)
+    }
+
+    /// The connect finished: send what comes first.
+    fn connected(&mut self, opening: &mut Opening) -> Result<(), Failed> {
+        if self.carry(opening)? {
+            return Ok(());
+        }
+        if self.live.config.settings.log_connections {
+            match opening.local_addr() {
+                Some(from) => tracing::info!("{}new connection to server (from {from})", opening.prefix()),
+                None => tracing::info!("{}new connection to server", opening.prefix()),
+            }
+        }
+        self.send_startup(opening)
+    }
+
+    fn send_startup(&mut self, opening: &mut Opening) -> Result<(), Failed> {
+        let database = &opening.info.database;
+        let mut parameters = vec![("database", database.server_dbname())];
+        let optional = [
+            ("client_encoding", &database.client_encoding),
+            ("datestyle", &database.datestyle),
+            ("timezone", &database.timezone),
+            ("application_name", &database.application_name),
+        ];
+        parameters.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))));
+        parameters.push(("user", &opening.info.user));
+        let mut out = Vec::new();
+        encode::startup(&mut out, &parameters);
+        let forced = database.user.is_some().then_some(database.password.as_deref()).flatten();
+        let mut nonce = [0; crate::auth::scram::NONCE_BYTES];
+        getrandom::fill(&mut nonce).map_err(|_| crashed())?;
+        let credentials = Credentials {
+            user: opening.info.user.as_str().into(),
+            secret: pool_secret(self, &opening.info.user, forced),
+            scram_keys: opening.pool.logins.lock().client_keys.clone(),
+        };
+        opening.auth = Some(ServerAuth::new(credentials, nonce));
+        opening.stage = Stage::Login;
+        write(opening, &out)
+    }
+
+    /// A fresh connection first serves a cancel request that waits, if there is one.
+    fn carry(&mut self, opening: &mut Opening) -> Result<bool, Failed> {
+        let (carrier, now) = (opening.me, self.now);
+        match self.pools(|broker| broker.pools.cancel_connected(carrier, now)) {
+            Some(job) => {
+                let mut out = Vec::new();
+                encode::cancel_request(&mut out, job.key);
+                opening.kind = LaunchKind::Cancel;
+                opening.stage = Stage::Carrying;
+                write(opening, &out)?;
+                Ok(true)
+            }
+            None if opening.is_cancel() => Err(Failed::connect(GIVEN_UP)),
+            None => Ok(false),
+        }
+    }
+
+    /// Handles all complete messages that have arrived.
+    fn login_messages(&mut self, opening: &mut Opening) -> Result<Progress, Failed> {
+        if matches!(opening.stage, Stage::Carrying) {
+            opening.received.clear();
+        }
+        let received = std::mem::take(&mut opening.received);
+        let mut pos = 0;
+        let mut done = Progress::Wait;
+        while !matches!(opening.stage, Stage::Deriving | Stage::Carrying | Stage::Connecting | Stage::Resolving) {
+            let before = pos;
+            let item = Scanner::default().next(&received, &mut pos, i32::MAX as u32);
+            let item = item.map_err(|_| Failed::connect("bad pkt header"))?;
+            let Some(Item::Whole { tag, start, end }) = item else {
+                pos = before;
+                break;
+            };
+            if let Progress::Ready = self.login_message(opening, tag, &received[start + 5..end])? {
+                done = Progress::Ready;
+                break;
+            }
+        }
+        opening.received = received[pos..].to_vec();
+        Ok(done)
+    }
+
+    fn login_message(&mut self, opening: &mut Opening, tag: u8, body: &[u8]) -> Result<Progress, Failed> {
+        let querying = matches!(opening.stage, Stage::ConnectQuery);
+        match tag {
+            be::AUTHENTICATION if !querying => {
+                let mut out = Vec::new();
+                let Some(auth) = &mut opening.auth else { return Err(Failed::connect("unknown pkt from server")) };
+                let step = auth.receive(body, &mut out);
+                return self.server_auth_step(opening, step, &out);
+            }
+            be::ERROR_RESPONSE if querying => {
+                let fields = ErrorFields::parse(body);
+                tracing::error!("S: error while executing exec_on_query: {}", fields.text(": "));
+            }
+            be::ERROR_RESPONSE => return Err(refused(body)),
+            be::PARAMETER_STATUS => self.server_parameter(opening, body),
+            be::BACKEND_KEY_DATA if !querying => {
+                if let Ok(key) = body.try_into() {
+                    opening.cancel_key = key;
+                }
+            }
+            be::READY_FOR_QUERY => {
+                let query = opening.info.database.connect_query.clone();
+                if let (false, Some(sql)) = (querying, query) {
+                    let mut out = Vec::new();
+                    encode::query(&mut out, sql.as_bytes());
+                    opening.stage = Stage::ConnectQuery;
+                    write(opening, &out)?;
+                } else {
+                    return Ok(Progress::Ready);
+                }
+            }
+            be::NOTICE_RESPONSE | be::NEGOTIATE_PROTOCOL_VERSION => {}
+            _ if querying => {}
+            _ => return Err(Failed::connect("unknown pkt from server")),
+        }
+        Ok(Progress::Wait)
+    }
+
+    fn server_parameter(&mut self, opening: &mut Opening, body: &[u8]) {
+        let Some((name, rest)) = split_cstr(body) else { return };
+        let Some((value, _)) = split_cstr(rest) else { return };
+        let index = std::str::from_utf8(name).ok().and_then(|name| self.shared.names.index_of(name));
+        match (index, std::str::from_utf8(value)) {
+            (Some(index), Ok(value)) => opening.vars = opening.vars.with(index, value),
+            (Some(_), Err(_)) => {}
+            (None, _) => encode::parameter_status(&mut opening.untracked, name, value),
+        }
+    }
+
+    fn server_auth_step(&mut self, opening: &mut Opening, step: Step, out: &[u8]) -> Result<Progress, Failed> {
+        write(opening, out)?;
+        match step {
+            Step::Wait | Step::Done => Ok(Progress::Wait),
+            Step::Derive(derivation) => {
+                let known = match &opening.pool.logins.lock().derived {
+                    Some((same, keys)) if *same == derivation => Some(keys.clone()),
+                    _ => None,
+                };
+                if let Some(keys) = known {
+                    return self.server_keys(opening, &keys);
+                }
+                opening.stage = Stage::Deriving;
+                let _ = self.shared.jobs.send(Job::Server { server: opening.me, worker: self.id, derivation });
+                Ok(Progress::Wait)
+            }
+            Step::Fail(failure) => {
+                tracing::error!("{}{}", opening.prefix(), failure.log);
+                let relay = failure.told.map(Disconnect::fatal);
+                let reason = failure.told.unwrap_or(REFUSAL).to_owned();
+                Err(Failed { reason, kind: FailureKind::Login { relay } })
+            }
+        }
+    }
+
+    fn server_keys(&mut self, opening: &mut Opening, keys: &SaltedKeys) -> Result<Progress, Failed> {
+        let mut out = Vec::new();
+        let Some(auth) = &mut opening.auth else { return Ok(Progress::Wait) };
+        let step = auth.derived(keys, &mut out);
+        self.server_auth_step(opening, step, &out)
+    }
+
+    /// The keys that a server's login asked for.
+    pub(super) fn server_derived(&mut self, server: ServerId, derivation: Derivation, keys: &SaltedKeys) {
+        let Place::Opening(mut opening) = self.places.take(server) else { return };
+        opening.pool.logins.lock().derived = Some((derivation, keys.clone()));
+        opening.stage = Stage::Login;
+        match self.server_keys(&mut opening, keys) {
+            Ok(_) => self.advance(opening),
+            Err(failed) => self.opening_failed(*opening, failed),
+        }
+    }
+
+    /// The server is ready: the pools take it.
+    fn opened(&mut self, opening: Box<Opening>) {
+        if !opening.received.is_empty() {
+            // It goes on talking without being asked: nobody is given such a connection.
+            return self.opening_failed(*opening, Failed::connect("unknown pkt from server"));
+        }
+        let opening = *opening;
+        let Some(stream) = opening.stream else { return };
+        let vars = self.interner.intern(opening.vars);
+        let server = Box::new(Server {
+            stream,
+            me: opening.me,
+            id: opening.id,
+            side: ServerSide::new(vars.clone()),
+            pool: opening.pool,
+            cancel_key: opening.cancel_key,
+            addr: opening.addr,
+            home: self.id,
+            connect_time: opening.started,
+            request_time: self.now,
+            testing: None,
+        });
+        let reply = Arc::new(LoginReply { untracked: opening.untracked, tracked: vars });
+        let (id, home, now) = (server.me, self.id, self.now);
+        self.pools_release(|broker| broker.pools.logged_in(id, server, reply, home, now));
+    }
+
+    pub(super) fn opening_timed_out(&mut self, server: ServerId) {
+        let Place::Opening(opening) = self.places.take(server) else { return };
+        let reason = match opening.stage {
+            Stage::Resolving | Stage::Connecting => "connect failed",
+            _ => "connect timeout",
+        };
+        self.opening_failed(*opening, Failed::connect(reason));
+    }
+
+    /// Gives up a connection being opened because the pools want it so.
+    pub(super) fn opening_evicted(&mut self, opening: Opening, reason: &str) {
+        let (server, now, cancel) = (opening.me, self.now, opening.is_cancel());
+        self.close_opening(opening, reason);
+        self.pools(
+            |broker| if cancel { broker.pools.cancel_done(server, now) } else { broker.pools.gone(server, now) },
+        );
+    }
+
+    fn opening_failed(&mut self, opening: Opening, failed: Failed) {
+        let (server, now, cancel) = (opening.me, self.now, opening.is_cancel());
+        if matches!(failed.kind, FailureKind::Connect) && !cancel {
+            opening.pool.connect_failed.store(true, Ordering::Relaxed);
+        }
+        let logged = match &failed.kind {
+            FailureKind::Login { relay: Some(relay) } if relay.reason.starts_with("server login failed:") => REFUSAL,
+            _ => &failed.reason,
+        };
+        self.close_opening(opening, logged);
+        let failure = LoginFailure { reason: failed.reason, kind: failed.kind };
+        self.pools(|broker| {
+            if cancel {
+                broker.pools.cancel_done(server, now);
+            } else {
+                broker.pools.login_failed(server, failure, now);
+            }
+        });
+    }
+
+    fn close_opening(&mut self, mut opening: Opening, reason: &str) {
+        if self.live.config.settings.log_disconnections {
+            let age = self.now.since(opening.started).secs();
+            tracing::info!("{}closing because: {reason} (age={age}s)", opening.prefix());
+        }
+        if let Some(stream) = &mut opening.stream {
+            stream.retire(&self.shared.post(self.id).registry);
+        }
+    }
+}
+
+/// An ErrorResponse in place of a login.
+fn refused(body: &[u8]) -> Failed {
+    let fields = ErrorFields::parse(body);
+    let (Some(message), Some(_)) = (fields.message, fields.severity) else {
+        tracing::warn!("server login failed");
+        return Failed { reason: "server login failed".to_owned(), kind: FailureKind::Login { relay: None } };
+    };
+    tracing::warn!("server login failed: {}", fields.text(" "));
+    let text = String::from_utf8_lossy(message).into_owned();
+    let sqlstate = lossy(fields.sqlstate.or(Some(b"08P01")));
+    let relay = (fields.sqlstate != Some(CANNOT_CONNECT_NOW)).then(|| Disconnect::relayed(sqlstate, text.clone()));
+    Failed { reason: text, kind: FailureKind::Login { relay } }
+}
+
+fn crashed() -> Failed {
+    Failed::connect("server conn crashed?")
+}
+
+fn write(opening: &mut Opening, bytes: &[u8]) -> Result<(), Failed> {
+    match &mut opening.stream {
+        Some(stream) => stream.write_bytes(bytes).map_err(|_| crashed()),
+        None => Ok(()),
+    }
+}
+
+fn connect_unix(path: &std::path::Path) -> std::io::Result<UnixStream> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.connect(&unix_address(path)?)?;
+    Ok(UnixStream::from_std(socket.into()))
+}
+
+/// The `tcp_*` settings for sockets that we connect.
+pub(crate) fn tcp_options(settings: &crate::config::Settings) -> TcpOptions {
+    let number = |value: i64| u32::try_from(value).unwrap_or(0);
+    TcpOptions {
+        keepalive: settings.tcp_keepalive,
+        keepcnt: number(settings.tcp_keepcnt),
+        keepidle_secs: number(settings.tcp_keepidle),
+        keepintvl_secs: number(settings.tcp_keepintvl),
+        user_timeout_ms: number(settings.tcp_user_timeout),
+        socket_buffer_bytes: usize::try_from(settings.tcp_socket_buffer).unwrap_or(0),
+    }
+}

@@ -1,0 +1,143 @@
+//! Server connections without a client: events on parked ones, reset and check queries, eviction.
+
+use mio::event::Event;
+
+use crate::config::PoolMode;
+use crate::disconnect::Disconnect;
+use crate::id::ServerId;
+use crate::net::stream::ReadResult;
+use crate::pool::TestQuery;
+use crate::relay::downstream::Downstream;
+use crate::relay::link::Ctx;
+use crate::wire::scan::Item;
+use crate::wire::tag::backend as be;
+use crate::worker::Worker;
+use crate::worker::client::End;
+use crate::worker::relay::context;
+use crate::worker::server::Server;
+use crate::worker::table::Place;
+
+/// What a look at an idle server found.
+enum Found {
+    Nothing,
+    /// It spoke without being asked.
+    Dirty,
+    Gone,
+}
+
+impl Worker {
+    pub(super) fn server_event(&mut self, server: ServerId, event: &Event) {
+        match self.place(server) {
+            Some(Place::Linked(client)) => {
+                let client = *client;
+                if let Some(found) = self.clients.get_mut(client)
+                    && let Some(linked) = &mut found.server
+                    && linked.me == server
+                {
+                    linked.stream.note(event);
+                    self.turn(client);
+                }
+            }
+            Some(Place::Opening(_)) => self.opening_event(server, event),
+            Some(Place::Testing(_)) => {
+                let Place::Testing(mut testing) = self.places.take(server) else { return };
+                testing.stream.note(event);
+                self.test_turn(testing);
+            }
+            Some(Place::Elsewhere) | None => {
+                if event.is_readable() || event.is_read_closed() || event.is_error() {
+                    self.inspect(server, event);
+                }
+            }
+        }
+    }
+
+    /// A parked server became readable: it died, or it said something that nobody asked for.
+    fn inspect(&mut self, server: ServerId, event: &Event) {
+        let now = self.now;
+        let Some(parked) = self.pools(|broker| broker.pools.take_parked(server)) else { return };
+        let mut conn = parked.conn;
+        conn.stream.note(event);
+        match self.look(&mut conn) {
+            Found::Gone => self.drop_server(*conn, "server conn crashed?"),
+            found => {
+                let dirty = matches!(found, Found::Dirty);
+                self.pools_release(|broker| broker.pools.put_back(server, conn, dirty, now));
+            }
+        }
+    }
+
+    fn look(&mut self, conn: &mut Server) -> Found {
+        let mut dirty = false;
+        while conn.stream.readable() {
+            let read = match conn.stream.read(&mut self.scratch.input) {
+                ReadResult::Data(n) => n,
+                ReadResult::Nothing => break,
+                ReadResult::Eof | ReadResult::Failed(_) => return Found::Gone,
+            };
+            let mut pos = 0;
+            while let Ok(Some(item)) = conn.side.scan.next(&self.scratch.input[..read], &mut pos, i32::MAX as u32) {
+                if let Item::Whole { tag, .. } | Item::Begin { tag, .. } = item {
+                    let shown = char::from(tag);
+                    tracing::warn!("{}got packet '{shown}' from server when not linked", conn.prefix());
+                    dirty |= tag != be::NOTIFICATION_RESPONSE;
+                }
+            }
+        }
+        if dirty || !conn.side.scan.at_boundary() { Found::Dirty } else { Found::Nothing }
+    }
+
+    /// The text of a reset or check query.
+    pub(super) fn test_sql(&self, query: TestQuery) -> String {
+        let settings = &self.live.config.settings;
+        match query {
+            TestQuery::Reset => settings.server_reset_query.clone(),
+            TestQuery::Check => settings.check_query().unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn test_turn(&mut self, mut conn: Box<Server>) {
+        let crashed = "server conn crashed?";
+        if conn.stream.is_blocked() && conn.stream.flush().is_err() {
+            return self.drop_server(*conn, crashed);
+        }
+        while conn.stream.readable() {
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let ran = match conn.stream.read(&mut scratch.input) {
+                ReadResult::Data(n) => {
+                    let mut ctx = context!(self, PoolMode::Session);
+                    let out = &mut scratch.to_client;
+                    Downstream { client: None, server: &mut conn.side, ctx: &mut ctx, out }.run(&scratch.input[..n])
+                }
+                ReadResult::Nothing => Ok(()),
+                ReadResult::Eof | ReadResult::Failed(_) => Err(Disconnect::silent(crashed)),
+            };
+            scratch.to_client.clear();
+            self.scratch = scratch;
+            conn.pool.add(self.id, &std::mem::take(&mut self.tally));
+            if let Err(why) = ran {
+                return self.drop_server(*conn, &why.reason);
+            }
+        }
+        if !conn.side.is_clean() {
+            self.places.set(conn.me, Place::Testing(conn));
+            return;
+        }
+        conn.testing = None;
+        let (id, home, now) = (conn.me, self.id, self.now);
+        self.pools_release(|broker| broker.pools.tested(id, conn, home, now));
+    }
+
+    /// The pools want a server gone that is in our hands.
+    pub(super) fn evict(&mut self, server: ServerId, reason: &str) {
+        match self.places.take(server) {
+            Place::Elsewhere => {}
+            Place::Linked(client) => {
+                self.places.set(server, Place::Linked(client));
+                self.end(client, End::both(Disconnect::fatal(reason.to_owned())));
+            }
+            Place::Testing(conn) => self.drop_server(*conn, reason),
+            Place::Opening(opening) => self.opening_evicted(*opening, reason),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Rows of this worker's sockets, for SHOW.
+
+use std::sync::Arc;
+
+use crate::admin::snapshot::{Buffers, Home, Replication, SocketRow, SocketState};
+use crate::clock::Clock;
+use crate::config::CONSOLE_DATABASE;
+use crate::time::Micros;
+use crate::worker::Worker;
+use crate::worker::client::{Client, Phase};
+use crate::worker::open::{Opening, Stage};
+use crate::worker::peer::PeerAddr;
+use crate::worker::server::Server;
+use crate::worker::table::Place;
+
+/// The position of application_name among the tracked parameters.
+const APPLICATION_NAME: usize = 4;
+
+impl Worker {
+    /// All clients and all servers in our hands. Parked servers are with the pools.
+    pub(super) fn picture(&self) -> Vec<SocketRow> {
+        let mut rows = Vec::new();
+        for client in self.clients.iter() {
+            rows.push(self.client_row(client));
+            if let Some(server) = &client.server {
+                let mut row = server_row(server, SocketState::SvActive, self.shared.listen_port);
+                row.link = Some(client.ptr());
+                row.wait = self.wait_of(client);
+                rows.push(row);
+            }
+        }
+        for place in self.places.iter() {
+            match place {
+                Place::Testing(server) => rows.push(server_row(server, SocketState::SvTested, self.shared.listen_port)),
+                Place::Opening(opening) => rows.push(self.opening_row(opening)),
+                Place::Linked(_) | Place::Elsewhere => {}
+            }
+        }
+        rows
+    }
+
+    fn wait_of(&self, client: &Client) -> Micros {
+        let start = if client.side.query_start.is_zero() { client.wait_start } else { client.side.query_start };
+        if start.is_zero() { Micros::ZERO } else { self.now.since(start) }
+    }
+
+    fn client_row(&self, client: &Client) -> SocketRow {
+        let home = match (&client.phase, &client.pool) {
+            (Phase::Console(_), _) => Home::Pool { database: CONSOLE_DATABASE.into(), user: CONSOLE_DATABASE.into() },
+            (Phase::Login(_), _) | (_, None) => Home::None,
+            (_, Some(pool)) => Home::Pool { database: pool.database.clone(), user: pool.user.clone() },
+        };
+        let state = match client.phase {
+            Phase::Login(_) => SocketState::ClLogin,
+            Phase::Waiting(_) | Phase::WaitingLogin(_) => SocketState::ClWaiting,
+            Phase::Active | Phase::Console(_) => SocketState::ClActive,
+            Phase::Cancel => SocketState::ClWaitingCancel,
+        };
+        let held = client.input.as_ref().map_or(0, |input| input.len());
+        SocketRow {
+            home,
+            state,
+            user: client.user.clone(),
+            replication: Replication::None,
+            addr: client.peer.show(),
+            port: client.peer.port(),
+            local_addr: local_addr(client.peer, client.stream.socket().local_addr()),
+            local_port: client.stream.socket().local_addr().map_or(self.shared.listen_port, |addr| addr.port()),
+            connect_time: Clock::unix_secs(client.connect_time),
+            request_time: Clock::unix_secs(client.request_time),
+            wait: self.wait_of(client),
+            close_needed: false,
+            ptr: client.ptr(),
+            link: client.server.as_ref().map(|server| server.ptr()),
+            remote_pid: client.peer.pid(),
+            tls: String::new(),
+            application_name: client.side.vars.get(APPLICATION_NAME).unwrap_or_default().to_owned(),
+            prepared_statements: client.side.prepared_statements() as u64,
+            id: client.id,
+            buffers: match &client.phase {
+                Phase::Console(console) if console.busy => Buffers::holding(console.received.len().max(1)),
+                _ => Buffers::holding(held),
+            },
+        }
+    }
+
+    fn opening_row(&self, opening: &Opening) -> SocketRow {
+        let pool = opening.pool();
+        let local = opening.local_addr();
+        let carrying = matches!(opening.stage, Stage::Carrying);
+        SocketRow {
+            home: Home::Pool { database: pool.database.clone(), user: pool.user.clone() },
+            state: if carrying { SocketState::SvActiveCancel } else { SocketState::SvLogin },
+            user: Some(pool.user.clone()),
+            replication: Replication::None,
+            addr: opening.addr().show(),
+            port: opening.addr().port(),
+            local_addr: local_addr(opening.addr(), local),
+            local_port: local.map_or(self.shared.listen_port, |addr| addr.port()),
+            connect_time: Clock::unix_secs(opening.started),
+            request_time: Clock::unix_secs(opening.started),
+            wait: Micros::ZERO,
+            close_needed: false,
+            ptr: opening.ptr(),
+            link: None,
+            remote_pid: 0,
+            tls: String::new(),
+            application_name: String::new(),
+            prepared_statements: 0,
+            id: opening.id(),
+            buffers: Buffers::holding(0),
+        }
+    }
+}
+
+/// The row of a logged-in server.
+pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16) -> SocketRow {
+    let local = server.stream.socket().local_addr();
+    let user: Arc<str> = server.pool.user.clone();
+    SocketRow {
+        home: Home::Pool { database: server.pool.database.clone(), user: user.clone() },
+        state,
+        user: Some(user),
+        replication: Replication::None,
+        addr: server.addr.show(),
+        port: server.addr.port(),
+        local_addr: local_addr(server.addr, local),
+        local_port: local.map_or(listen_port, |addr| addr.port()),
+        connect_time: Clock::unix_secs(server.connect_time),
+        request_time: Clock::unix_secs(server.request_time),
+        wait: Micros::ZERO,
+        close_needed: false,
+        ptr: server.ptr(),
+        link: None,
+        remote_pid: match server.addr.pid() {
+            0 => server.backend_pid(),
+            pid => pid,
+        },
+        tls: String::new(),
+        application_name: server.side.vars.get(APPLICATION_NAME).unwrap_or_default().to_owned(),
+        prepared_statements: server.side.statements.len() as u64,
+        id: server.id,
+        buffers: Buffers::holding(server.stream.pending_bytes()),
+    }
+}
+
+fn local_addr(peer: PeerAddr, local: Option<std::net::SocketAddr>) -> String {
+    match (peer, local) {
+        (PeerAddr::Tcp(_), Some(local)) => local.ip().to_string(),
+        (PeerAddr::Tcp(_), None) | (PeerAddr::Unix { .. }, _) => "unix".to_owned(),
+    }
+}

@@ -1,0 +1,537 @@
+//! A turn of a logged-in client: both directions, checkout, link and release.
+//!
+//! ```text
+//! relay -> from_server -> Downstream::run -> write       (answers first)
+//!       -> let_go -> Pools::release                       (the server is settled)
+//!       -> from_client -> unlinked -> checkout -> link -> align -> Upstream::run -> write
+//! ```
+
+use crate::broker::Broker;
+use crate::config::PoolMode;
+use crate::disconnect::Disconnect;
+use crate::id::ClientRef;
+use crate::net::stream::ReadResult;
+use crate::pool::{Checkout, Collected, Grant, WaitFor, Want};
+use crate::relay::downstream::Downstream;
+use crate::relay::link::{Ctx, align, settled};
+use crate::relay::outstanding::{Give, Request};
+use crate::relay::side::TxStatus;
+use crate::relay::upstream::{Flow, Unlinked, Upstream, unlinked};
+use crate::shared::LoginReply;
+use crate::time::Micros;
+use crate::wire::encode;
+use crate::worker::Worker;
+use crate::worker::client::{Client, End, Phase};
+use crate::worker::server::Server;
+use crate::worker::table::{Place, client_token, server_token};
+
+/// The context of a relay call, from fields of the worker that the call does not otherwise touch.
+macro_rules! context {
+    ($worker:ident, $mode:expr) => {{
+        let settings = &$worker.live.config.settings;
+        let statements = &$worker.shared.statements;
+        Ctx {
+            now: $worker.now,
+            tracking: if $mode == PoolMode::Session {
+                0
+            } else {
+                usize::try_from(settings.max_prepared_statements).unwrap_or(0)
+            },
+            statement_mode: $mode == PoolMode::Statement,
+            disable_pqexec: settings.disable_pqexec,
+            max_packet: u32::try_from(settings.max_packet_size).unwrap_or(u32::MAX),
+            names: &$worker.shared.names,
+            interner: &mut $worker.interner,
+            statements: &mut |tail| statements.lock().intern(tail),
+            tally: &mut $worker.tally,
+            log: &mut $worker.log,
+        }
+    }};
+}
+pub(super) use context;
+
+impl Worker {
+    /// The turn of a client in phase Active.
+    #[inline]
+    pub(super) fn relay(&mut self, client: &mut Client) -> Result<(), End> {
+        let rounds = match self.live.config.settings.sbuf_loopcnt {
+            n if n > 0 => n,
+            _ => i64::MAX,
+        };
+        for _ in 0..rounds {
+            if !self.round(client)? || !matches!(client.phase, Phase::Active) {
+                return Ok(());
+            }
+        }
+        self.again.push(client.me);
+        Ok(())
+    }
+
+    /// One pass over both directions; false when there is nothing left to do.
+    #[inline]
+    fn round(&mut self, client: &mut Client) -> Result<bool, End> {
+        let mut progress = false;
+        if client.stream.is_blocked() {
+            client.stream.flush().map_err(|_| gone())?;
+        }
+        if let Some(server) = &mut client.server {
+            if server.stream.is_blocked() && server.stream.flush().is_err() {
+                return Err(crashed());
+            }
+            if server.stream.readable() && !client.stream.is_blocked() {
+                progress |= self.from_server(client)?;
+            }
+            self.let_go(client)?;
+        }
+        if client.input.is_some() {
+            return Ok(self.held_input(client)? || progress);
+        }
+        let can_send = client.server.as_ref().is_none_or(|s| !s.stream.is_blocked() && !s.side.setting_vars);
+        if client.stream.readable() && can_send {
+            progress |= self.from_client(client)?;
+        }
+        Ok(progress)
+    }
+
+    /// Reads the server once and passes on what it said.
+    #[inline]
+    fn from_server(&mut self, client: &mut Client) -> Result<bool, End> {
+        let Some(server) = &mut client.server else { return Ok(false) };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let read = match server.stream.read(&mut scratch.input) {
+            ReadResult::Data(n) => n,
+            ReadResult::Nothing => {
+                self.scratch = scratch;
+                return Ok(false);
+            }
+            ReadResult::Eof | ReadResult::Failed(_) => {
+                self.scratch = scratch;
+                return Err(crashed());
+            }
+        };
+        server.request_time = self.now;
+        let input = &scratch.input[..read];
+        let mut ctx = context!(self, client.mode);
+        let side = Some(&mut client.side);
+        let ran = Downstream { client: side, server: &mut server.side, ctx: &mut ctx, out: &mut scratch.to_client }
+            .run(input);
+        let written = client.stream.write_out(&scratch.to_client, input);
+        scratch.to_client.clear();
+        self.scratch = scratch;
+        ran.map_err(End::both)?;
+        written.map_err(|_| gone())?;
+        Ok(true)
+    }
+
+    /// Gives the server back if nothing ties it to the client any more.
+    #[inline]
+    fn let_go(&mut self, client: &mut Client) -> Result<(), End> {
+        let Some(server) = &client.server else { return Ok(()) };
+        let free = client.mode != PoolMode::Session
+            && settled(&client.side, &server.side)
+            && client.input.is_none()
+            && !client.stream.is_blocked()
+            && !server.stream.is_blocked()
+            && !server.stream.readable();
+        if free && let Some(server) = client.server.take() {
+            client.side.settle();
+            self.release(server, false);
+        }
+        Ok(())
+    }
+
+    /// Hands a clean server back to the pools.
+    pub(super) fn release(&mut self, server: Box<Server>, session_end: bool) {
+        let (id, now, home) = (server.me, self.now, self.id);
+        self.turning.holds(None);
+        self.places.clear(id);
+        self.pools_release(|broker| broker.pools.release(id, server, session_end, home, now));
+    }
+
+    /// Goes on with input that had to wait.
+    fn held_input(&mut self, client: &mut Client) -> Result<bool, End> {
+        let waits = client.server.as_ref().is_some_and(|s| s.side.setting_vars || s.stream.is_blocked());
+        if waits {
+            return Ok(false);
+        }
+        let Some(input) = client.input.take() else { return Ok(false) };
+        let before = input.len();
+        self.client_bytes(client, &input)?;
+        // Input that still waits for the server to settle is no progress.
+        Ok(client.input.as_ref().is_none_or(|rest| rest.len() < before))
+    }
+
+    /// Reads the client once and passes on what it said.
+    #[inline]
+    fn from_client(&mut self, client: &mut Client) -> Result<bool, End> {
+        let mut input = std::mem::take(&mut self.scratch.input);
+        let done = match client.stream.read(&mut input) {
+            ReadResult::Data(n) => {
+                client.request_time = self.now;
+                self.client_bytes(client, &input[..n]).map(|()| true)
+            }
+            ReadResult::Nothing => Ok(false),
+            ReadResult::Eof | ReadResult::Failed(_) => Err(gone()),
+        };
+        self.scratch.input = input;
+        done
+    }
+
+    /// Client input, from the scratch or from where it waited.
+    #[inline]
+    pub(super) fn client_bytes(&mut self, client: &mut Client, input: &[u8]) -> Result<(), End> {
+        let mut at = 0;
+        if client.server.is_none() {
+            let mut ctx = context!(self, client.mode);
+            let step = unlinked(&mut client.side, &mut ctx, input, &mut self.scratch.to_client);
+            let written = client.stream.write_out(&self.scratch.to_client, input);
+            self.scratch.to_client.clear();
+            match step? {
+                Unlinked::Consumed => return written.map_err(|_| gone()),
+                Unlinked::NeedServer { at: from } => at = from,
+            }
+            if !self.need_server(client)? {
+                keep(client, &input[at..]);
+                return Ok(());
+            }
+        }
+        self.to_server(client, input, at)
+    }
+
+    /// Asks the pools for a server. False if the client has to wait for it, or for its parameters to be set.
+    #[inline]
+    fn need_server(&mut self, client: &mut Client) -> Result<bool, End> {
+        let Some(pool) = &client.pool else { return Err(Disconnect::fatal("bouncer config error").into()) };
+        let want = Want {
+            client: client.me,
+            pool: pool.id,
+            kind: WaitFor::Query,
+            since: client.side.query_start,
+            home: self.id,
+        };
+        let now = self.now;
+        match self.pools(|broker| broker.pools.checkout(want, now)) {
+            Checkout::Granted(grant) => self.link(client, grant),
+            Checkout::Queued(ticket) => {
+                client.phase = Phase::Waiting(ticket);
+                client.wait_start = now;
+                Ok(false)
+            }
+            Checkout::Refused(why) => Err(why.into()),
+            Checkout::LoginReady(_) => Ok(false),
+        }
+    }
+
+    /// Joins a client and a server. False if the server's parameters must be set first.
+    #[inline]
+    fn link(&mut self, client: &mut Client, grant: Grant<Box<Server>>) -> Result<bool, End> {
+        let mut server = grant.conn;
+        client.mode = grant.pool_mode;
+        self.tally.server_assignment_count += 1;
+        self.turning.holds(Some(server.me));
+        self.places.set(server.me, Place::Linked(client.me));
+        if server.home != self.id {
+            let from = &self.shared.post(server.home).registry;
+            let to = &self.shared.post(self.id).registry;
+            let moved = server.stream.rehome(from, to, server_token(server.me));
+            server.home = self.id;
+            if moved.is_err() {
+                client.server = Some(server);
+                return Err(crashed());
+            }
+        }
+        server.request_time = self.now;
+        let mut ctx = context!(self, client.mode);
+        let waits = align(&mut client.side, &mut server.side, &mut ctx, &mut self.scratch.to_server);
+        let written = server.stream.write_out(&self.scratch.to_server, &[]);
+        self.scratch.to_server.clear();
+        client.server = Some(server);
+        written.map_err(|_| crashed())?;
+        Ok(!waits)
+    }
+
+    #[inline]
+    fn to_server(&mut self, client: &mut Client, input: &[u8], at: usize) -> Result<(), End> {
+        let Some(server) = &mut client.server else { return Ok(()) };
+        let mut ctx = context!(self, client.mode);
+        let ran = Upstream {
+            client: &mut client.side,
+            server: &mut server.side,
+            ctx: &mut ctx,
+            out: &mut self.scratch.to_server,
+            back: &mut self.scratch.to_client,
+        }
+        .run(input, at);
+        server.request_time = self.now;
+        let sent = server.stream.write_out(&self.scratch.to_server, input);
+        let told = client.stream.write_out(&self.scratch.to_client, input);
+        self.scratch.to_server.clear();
+        self.scratch.to_client.clear();
+        let flow = ran?;
+        if sent.is_err() {
+            // What the server said before it went is still to be read.
+            server.stream.note_closed();
+        }
+        told.map_err(|_| gone())?;
+        if let Flow::Settle { at } = flow {
+            keep(client, &input[at..]);
+        }
+        Ok(())
+    }
+
+    /// A queued client has something to collect.
+    pub(super) fn wake(&mut self, who: ClientRef) {
+        let Some(mut client) = self.clients.take(who) else { return };
+        self.turning.begin(&client);
+        let ended = self.collect(&mut client);
+        self.flush_log(&client);
+        self.turning.done();
+        match ended {
+            Ok(()) => {
+                self.clients.put_back(client);
+                self.turn(who);
+            }
+            Err(end) => self.disconnect(client, end),
+        }
+    }
+
+    fn collect(&mut self, client: &mut Client) -> Result<(), End> {
+        let (Phase::Waiting(ticket) | Phase::WaitingLogin(ticket)) = client.phase else { return Ok(()) };
+        let collected = self.pools(|broker| broker.pools.collect(ticket));
+        match collected {
+            Collected::Waiting => Ok(()),
+            Collected::Granted(grant) => {
+                self.wait_ends(client);
+                client.phase = Phase::Active;
+                self.link(client, grant)?;
+                Ok(())
+            }
+            Collected::LoginReady(reply) => {
+                self.wait_ends(client);
+                self.finish_login(client, &reply)
+            }
+            Collected::Refused(why) => {
+                client.phase = if matches!(client.phase, Phase::Waiting(_)) { Phase::Active } else { login_over() };
+                Err(why.into())
+            }
+        }
+    }
+
+    fn wait_ends(&mut self, client: &mut Client) {
+        self.tally.wait_time += self.now.since(client.wait_start).0;
+        client.wait_start = Micros::ZERO;
+        client.notified = false;
+    }
+
+    /// Sends the login reply: from here on the client is logged in.
+    pub(super) fn finish_login(&mut self, client: &mut Client, reply: &LoginReply) -> Result<(), End> {
+        // What the client did not ask for is what the pool's first server had: nothing of the client before stays visible.
+        client.side.vars = self.interner.intern(client.side.vars.or(&reply.tracked));
+        let mut out = Vec::with_capacity(512);
+        encode::authentication_ok(&mut out);
+        let names = &self.shared.names;
+        crate::relay::vars::login_parameters(&reply.untracked, &reply.tracked, &client.side.vars, names, &mut out);
+        encode::backend_key_data(&mut out, client.cancel_key);
+        let notice = &self.live.config.settings.login_notify_message;
+        if !notice.is_empty() {
+            encode::notice(&mut out, notice);
+        }
+        encode::ready_for_query(&mut out, b'I');
+        client.phase = Phase::Active;
+        self.shared.login_clients.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
+        if let Some(pool) = &client.pool {
+            let (id, now) = (pool.id, self.now);
+            self.pools(|broker| broker.pools.client_ready(id, now));
+            client.counted_ready = true;
+        }
+        client.stream.write_bytes(&out).map_err(|_| gone())
+    }
+
+    /// Ends a client: tells it, logs, and gives back or closes everything it held.
+    pub(super) fn disconnect(&mut self, mut client: Box<Client>, end: End) {
+        self.tell(&mut client, &end);
+        let settings = &self.live.config.settings;
+        if settings.log_disconnections && self.worth_a_line(&client, &end) {
+            let age = self.now.since(client.connect_time).secs();
+            tracing::info!("{}closing because: {} (age={age}s)", client.prefix(), cut(&end.why.reason));
+        }
+        if let Some(server) = client.server.take() {
+            self.part(&client, server, &end);
+        }
+        self.depart(&client);
+        let registry = &self.shared.post(self.id).registry;
+        client.stream.retire(registry);
+    }
+
+    /// A client that went before it was logged in, without a word from us, gets no closing line.
+    fn worth_a_line(&self, client: &Client, end: &End) -> bool {
+        match client.phase {
+            Phase::Login(_) => end.why.tell || client.user.is_some() && end.why.reason != "client unexpected eof",
+            _ => true,
+        }
+    }
+
+    /// Sends the FATAL error, unless that would fall into the middle of a message.
+    fn tell(&mut self, client: &mut Client, end: &End) {
+        if !end.why.tell {
+            return;
+        }
+        let text = cut(&end.why.reason);
+        if self.live.config.settings.log_pooler_errors {
+            tracing::warn!("{}pooler error: {text}", client.prefix());
+        }
+        let mid_message = client.server.as_ref().is_some_and(|server| server.side.scan.in_body());
+        if mid_message || client.stream.is_blocked() {
+            return;
+        }
+        let mut out = Vec::new();
+        encode::error_response(&mut out, "FATAL", &end.why.sqlstate, text);
+        if out.len() <= 512 {
+            let _ = client.stream.write_bytes(&out);
+        }
+    }
+
+    /// A client leaves its server: back to the pool if it is clean, closed otherwise.
+    fn part(&mut self, client: &Client, server: Box<Server>, end: &End) {
+        if let Some(pool) = &client.pool {
+            pool.add(self.id, &std::mem::take(&mut self.tally));
+        }
+        if end.with_server {
+            self.drop_server(*server, &end.why.reason);
+            return;
+        }
+        let reason = if server.side.tx != TxStatus::Idle
+            || !server.side.ready
+            || server.side.setting_vars
+            || server.side.copying
+        {
+            "client disconnect while server was not ready"
+        } else if !server.side.outstanding.is_empty() {
+            "client disconnected with query in progress"
+        } else if server.stream.is_blocked() || client.side.scan.in_body() {
+            "client disconnect before everything was sent to the server"
+        } else if !server.side.is_clean() || server.stream.readable() || client.side.copying {
+            "client disconnect while server was not ready"
+        } else {
+            self.release(server, client.mode == PoolMode::Session);
+            return;
+        };
+        self.drop_server(*server, reason);
+    }
+
+    /// Gives back what a client counted for.
+    fn depart(&mut self, client: &Client) {
+        use std::sync::atomic::Ordering::Relaxed;
+        self.shared.post(self.id).clients.fetch_sub(1, Relaxed);
+        self.shared.clients.fetch_sub(1, Relaxed);
+        if matches!(client.phase, Phase::Login(_) | Phase::WaitingLogin(_)) {
+            self.shared.login_clients.fetch_sub(1, Relaxed);
+        }
+        if matches!(client.phase, Phase::Console(_)) {
+            self.shared.console_clients.fetch_sub(1, Relaxed);
+        }
+        if client.logged_in() {
+            self.shared.cancel_keys.lock().remove(&client.cancel_key);
+        }
+        let (now, me) = (self.now, client.me);
+        let ticket = match client.phase {
+            Phase::Waiting(ticket) | Phase::WaitingLogin(ticket) => Some(ticket),
+            Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel => None,
+        };
+        let cancel = matches!(client.phase, Phase::Cancel);
+        let console = matches!(&client.phase, Phase::Console(_))
+            || matches!(&client.phase, Phase::Login(login) if login.console.is_some());
+        let (pool, user, ready) = (client.pool.as_ref().map(|pool| pool.id), client.user_id, client.counted_ready);
+        self.pools(|broker: &mut Broker| {
+            if let Some(ticket) = ticket {
+                broker.pools.abandon(ticket, now);
+            }
+            if cancel {
+                broker.pools.cancel_abandoned(me, now);
+            }
+            match (pool, user) {
+                (Some(pool), Some(user)) => broker.pools.detach(pool, user, ready, now),
+                (None, Some(user)) if console => broker.pools.detach_console(user),
+                _ => {}
+            }
+        });
+        self.clients.forget(client.me);
+    }
+
+    /// Closes a server that is in our hands and tells the pools.
+    pub(super) fn drop_server(&mut self, server: Server, reason: &str) {
+        let (id, now) = (server.me, self.now);
+        self.turning.holds(None);
+        self.places.clear(id);
+        self.close_server(server, reason);
+        self.pools(|broker| broker.pools.gone(id, now));
+    }
+
+    /// Closes a server that the pools have forgotten already.
+    pub(super) fn close_server(&mut self, mut server: Server, reason: &str) {
+        if self.live.config.settings.log_disconnections {
+            let age = self.now.since(server.connect_time).secs();
+            tracing::info!("{}closing because: {} (age={age}s)", server.prefix(), cut(reason));
+        }
+        if server.side.ready && !server.stream.is_blocked() {
+            let _ = server.stream.write_bytes(&[b'X', 0, 0, 0, 4]);
+        }
+        let registry = &self.shared.post(server.home).registry;
+        server.stream.retire(registry);
+    }
+
+    /// Registers a client's socket with our poller.
+    pub(super) fn register(&self, client: &mut Client) -> std::io::Result<()> {
+        client.stream.register(&self.shared.post(self.id).registry, client_token(client.me))
+    }
+
+    /// Runs `query` on a server that nobody uses, for its own sake.
+    pub(super) fn start_test(&mut self, mut server: Box<Server>, query: crate::pool::TestQuery) {
+        let sql = self.test_sql(query);
+        let mut out = Vec::new();
+        encode::query(&mut out, sql.as_bytes());
+        server.side.outstanding.push(Request::Query, Give::Skip);
+        server.side.ready = false;
+        server.testing = Some(query);
+        server.request_time = self.now;
+        if server.stream.write_bytes(&out).is_err() {
+            self.drop_server(*server, "server conn crashed?");
+            return;
+        }
+        self.places.set(server.me, Place::Testing(server));
+    }
+}
+
+/// Where a login that is no longer waiting stands.
+fn login_over() -> Phase {
+    Phase::Login(Box::default())
+}
+
+/// Keeps input for later.
+fn keep(client: &mut Client, rest: &[u8]) {
+    if !rest.is_empty() {
+        client.input = Some(Box::new(rest.to_vec()));
+    } else if client.side.extra.as_ref().is_some_and(|extra| extra.held) {
+        client.input = Some(Box::default());
+    }
+}
+
+/// The client's socket is gone.
+fn gone() -> End {
+    Disconnect::silent("client unexpected eof").into()
+}
+
+/// The server's socket is gone.
+fn crashed() -> End {
+    End::both(Disconnect::fatal("server conn crashed?"))
+}
+
+/// Closing reasons are cut at 127 bytes.
+fn cut(reason: &str) -> &str {
+    let mut end = reason.len().min(127);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
+}

@@ -1,0 +1,234 @@
+//! What a worker finds by token: its clients, and the server connections in its hands.
+
+use mio::Token;
+
+use crate::id::{ClientRef, PoolId, ServerId, Ticket, UserId, WorkerId};
+use crate::worker::client::{Client, Phase};
+use crate::worker::open::Opening;
+use crate::worker::server::Server;
+
+const KIND_SHIFT: u32 = 62;
+const GENERATION_MASK: u32 = (1 << 30) - 1;
+
+/// Whom an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Waker,
+    Listener(usize),
+    Client(ClientRef),
+    Server(ServerId),
+}
+
+/// The token of the worker's waker.
+pub(crate) const WAKER: Token = Token(0);
+
+pub(crate) fn listener_token(index: usize) -> Token {
+    Token((3 << KIND_SHIFT) | index)
+}
+
+pub(crate) fn client_token(client: ClientRef) -> Token {
+    token(1, client.index, client.generation)
+}
+
+pub(crate) fn server_token(server: ServerId) -> Token {
+    token(2, server.index, server.generation)
+}
+
+fn token(kind: usize, index: u32, generation: u32) -> Token {
+    Token((kind << KIND_SHIFT) | (((generation & GENERATION_MASK) as usize) << 32) | index as usize)
+}
+
+/// Whom a token stands for; the worker of a client is not in it.
+pub(crate) fn subject(token: Token) -> Subject {
+    let index = (token.0 & 0xffff_ffff) as u32;
+    let generation = ((token.0 >> 32) as u32) & GENERATION_MASK;
+    match token.0 >> KIND_SHIFT {
+        1 => Subject::Client(ClientRef { worker: 0, index, generation }),
+        2 => Subject::Server(ServerId { index, generation }),
+        3 => Subject::Listener(index as usize),
+        _ => Subject::Waker,
+    }
+}
+
+/// A worker's clients. During its turn a client is out of the table, so that the turn may use the whole worker.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    worker: WorkerId,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    client: Option<Box<Client>>,
+}
+
+impl Clients {
+    pub(crate) fn new(worker: WorkerId) -> Self {
+        Self { worker, slots: Vec::new(), free: Vec::new() }
+    }
+
+    /// Reserves a slot; the client is put into it with [`Clients::put_back`].
+    pub(crate) fn reserve(&mut self) -> ClientRef {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            u32::try_from(self.slots.len() - 1).expect("fewer than 2^32 clients fit into memory")
+        });
+        ClientRef { worker: self.worker, index, generation: self.slots[index as usize].generation }
+    }
+
+    pub(crate) fn get_mut(&mut self, client: ClientRef) -> Option<&mut Client> {
+        let slot = self.slots.get_mut(client.index as usize)?;
+        if slot.generation != client.generation { None } else { slot.client.as_deref_mut() }
+    }
+
+    pub(crate) fn take(&mut self, client: ClientRef) -> Option<Box<Client>> {
+        let slot = self.slots.get_mut(client.index as usize)?;
+        if slot.generation != client.generation { None } else { slot.client.take() }
+    }
+
+    pub(crate) fn put_back(&mut self, client: Box<Client>) {
+        let slot = &mut self.slots[client.me.index as usize];
+        debug_assert_eq!(slot.generation, client.me.generation);
+        slot.client = Some(client);
+    }
+
+    /// Frees the slot of a client that is gone.
+    pub(crate) fn forget(&mut self, client: ClientRef) {
+        let slot = &mut self.slots[client.index as usize];
+        if slot.generation == client.generation {
+            slot.generation = (slot.generation + 1) & GENERATION_MASK;
+            slot.client = None;
+            self.free.push(client.index);
+        }
+    }
+
+    pub(crate) fn slots(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn at(&self, index: u32) -> Option<&Client> {
+        self.slots.get(index as usize)?.client.as_deref()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Client> {
+        self.slots.iter().filter_map(|slot| slot.client.as_deref())
+    }
+
+    pub(crate) fn refs_where(&self, mut which: impl FnMut(&Client) -> bool) -> Vec<ClientRef> {
+        self.iter().filter(|client| which(client)).map(|client| client.me).collect()
+    }
+}
+
+/// Where a server connection known to this worker is.
+#[derive(Debug, Default)]
+pub(crate) enum Place {
+    /// With the pools, with another worker, or gone.
+    #[default]
+    Elsewhere,
+    Linked(ClientRef),
+    /// Running its reset or check query.
+    Testing(Box<Server>),
+    Opening(Box<Opening>),
+}
+
+/// Server connections by id. Ids are dense, so this is an array.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    places: Vec<(u32, Place)>,
+}
+
+impl Places {
+    pub(crate) fn get_mut(&mut self, server: ServerId) -> Option<&mut Place> {
+        let (generation, place) = self.places.get_mut(server.index as usize)?;
+        (*generation == server.generation).then_some(place)
+    }
+
+    pub(crate) fn set(&mut self, server: ServerId, place: Place) {
+        let index = server.index as usize;
+        if index >= self.places.len() {
+            self.places.resize_with(index + 1, Default::default);
+        }
+        self.places[index] = (server.generation, place);
+    }
+
+    pub(crate) fn take(&mut self, server: ServerId) -> Place {
+        self.get_mut(server).map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(crate) fn clear(&mut self, server: ServerId) {
+        self.take(server);
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Place> {
+        self.places.iter().map(|(_, place)| place)
+    }
+}
+
+/// What a turn holds: enough to give everything back should the turn panic.
+#[derive(Debug, Default)]
+pub(crate) struct Turning(Option<Held>);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) client: ClientRef,
+    pub(crate) server: Option<ServerId>,
+    pub(crate) pool: Option<PoolId>,
+    pub(crate) user: Option<UserId>,
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) counted_ready: bool,
+    pub(crate) login: bool,
+    pub(crate) cancel_key: [u8; 8],
+}
+
+impl Turning {
+    #[inline]
+    pub(crate) fn begin(&mut self, client: &Client) {
+        self.0 = Some(Held {
+            client: client.me,
+            server: client.server.as_ref().map(|server| server.me),
+            pool: client.pool.as_ref().map(|pool| pool.id),
+            user: client.user_id,
+            ticket: match client.phase {
+                Phase::Waiting(ticket) | Phase::WaitingLogin(ticket) => Some(ticket),
+                Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel => None,
+            },
+            counted_ready: client.counted_ready,
+            login: matches!(client.phase, Phase::Login(_) | Phase::WaitingLogin(_)),
+            cancel_key: client.cancel_key,
+        });
+    }
+
+    /// The client was linked to a server, or let it go, in mid-turn.
+    #[inline]
+    pub(crate) fn holds(&mut self, server: Option<ServerId>) {
+        if let Some(held) = &mut self.0 {
+            held.server = server;
+        }
+    }
+
+    #[inline]
+    pub(crate) fn done(&mut self) {
+        self.0 = None;
+    }
+
+    pub(crate) fn take(&mut self) -> Option<Held> {
+        self.0.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_keep_kind_index_and_generation() {
+        let client = ClientRef { worker: 0, index: u32::MAX, generation: GENERATION_MASK };
+        assert_eq!(subject(client_token(client)), Subject::Client(client));
+        let server = ServerId { index: 7, generation: 3 };
+        assert_eq!(subject(server_token(server)), Subject::Server(server));
+        assert_eq!(subject(listener_token(5)), Subject::Listener(5));
+        assert_eq!(subject(WAKER), Subject::Waker);
+    }
+}

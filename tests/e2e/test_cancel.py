@@ -1,0 +1,185 @@
+"""Cancel requests hit the query they are meant for, or nothing."""
+
+import os
+import random
+import signal
+import struct
+import subprocess
+import threading
+
+import psycopg
+import pytest
+
+from support.load import Background
+from support.system import as_daemon_user, until
+from support.wire import CANCEL_REQUEST, query
+
+
+def cancel(pooler, key):
+    """Sends a cancel request and waits until its connection is closed."""
+    with pooler.wire() as wire:
+        wire.send(struct.pack("!II", 16, CANCEL_REQUEST) + key)
+        assert wire.at_eof()
+
+
+def test_running_query_is_cancelled(pooler, pg):
+    with pooler.login() as wire:
+        wire.send(query("SELECT pg_sleep(30), 'cancel me'"))
+        until(lambda: pg.sleeping("cancel me"))
+        cancel(pooler, wire.key)
+        assert wire.result().error["C"] == "57014"
+        assert wire.query("SELECT 1").value == "1"
+
+
+def test_psycopg_cancel(pooler, pg):
+    with pooler.connect() as connection:
+        timer = threading.Thread(target=lambda: (until(lambda: pg.sleeping("from_psycopg")), connection.cancel()))
+        timer.start()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute("SELECT pg_sleep(30) AS from_psycopg")
+        timer.join()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_psql_cancel(pooler, pg):
+    """Ctrl-C in psql."""
+    psql = subprocess.Popen([str(pg.bin / "psql"), "-h", "127.0.0.1", "-p", str(pooler.port), "-U", "app", "-d", "p0", "-X",
+                             "-c", "SELECT pg_sleep(30) AS from_psql"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            cwd="/", **as_daemon_user())
+    until(lambda: pg.sleeping("from_psql"))
+    os.kill(psql.pid, signal.SIGINT)
+    _, err = psql.communicate(timeout=10)
+    assert "canceling statement due to user request" in err
+
+
+def test_wrong_key_cancels_nothing(pooler, pg):
+    with pooler.login() as wire:
+        wire.send(query("SELECT pg_sleep(1), 'stays'"))
+        until(lambda: pg.sleeping("'stays'"))
+        for position in range(8):
+            wrong = bytearray(wire.key)
+            wrong[position] ^= 1
+            cancel(pooler, bytes(wrong))
+        assert wire.result().rows[0][1] == "stays"
+    pooler.wait_log("failed cancel request", 8)
+
+
+def test_cancel_of_an_idle_client(pooler, pg):
+    """A late cancel must not hit whoever has the server now."""
+    pooler.admin("SET default_pool_size = 1")
+    with pooler.login() as late, pooler.login() as other:
+        late.query("SELECT 1")
+        other.send(query("SELECT pg_sleep(0.7), 'not mine'"))
+        until(lambda: pg.sleeping("not mine"))
+        cancel(pooler, late.key)
+        pooler.wait_log("cancel request for idle client")
+        assert other.result().rows[0][1] == "not mine"
+
+
+def test_cancel_of_a_waiting_client_does_not_stop_the_running_one(pooler, pg):
+    pooler.admin("SET default_pool_size = 1")
+    with pooler.login() as running, pooler.login() as waiting:
+        running.send(query("SELECT pg_sleep(0.7), 'running'"))
+        until(lambda: pg.sleeping("'running'"))
+        waiting.send(query("SELECT 'waited'"))
+        until(lambda: pooler.pool()["cl_waiting"] == 1)
+        cancel(pooler, waiting.key)
+        assert running.result().rows[0][1] == "running"
+        assert waiting.result().value == "waited"
+
+
+def test_cancel_is_let_in_when_max_client_conn_is_reached(make_pooler, pg):
+    pooler = make_pooler(ini={"max_client_conn": 1})
+    with pooler.login() as wire:
+        wire.send(query("SELECT pg_sleep(30), 'full house'"))
+        until(lambda: pg.sleeping("full house"))
+        cancel(pooler, wire.key)
+        assert wire.result().error["C"] == "57014"
+
+
+def test_cancel_goes_through_a_full_pool(make_pooler, pg):
+    pooler = make_pooler(ini={"default_pool_size": 2, "max_db_connections": 2})
+    with pooler.login() as a, pooler.login() as b:
+        for wire, name in ((a, "first"), (b, "second")):
+            wire.send(query(f"SELECT pg_sleep(30) AS {name}_sleeper"))
+            until(lambda name=name: pg.sleeping(f"{name}_sleeper"))
+        cancel(pooler, a.key)
+        assert a.result().error["C"] == "57014"
+        assert pg.sleeping("second_sleeper")
+        cancel(pooler, b.key)
+        assert b.result().error["C"] == "57014"
+
+
+@pytest.mark.since("1.21")
+def test_keys_are_random_and_positive(pooler):
+    keys = []
+    for _ in range(50):
+        with pooler.login() as wire:
+            keys.append(wire.key)
+    assert len(set(keys)) == 50 and all(len(k) == 8 and k[0] < 128 for k in keys)
+    assert all(len({k[i] for k in keys}) > 10 for i in range(8))
+
+
+@pytest.mark.slow(120)
+def test_storm_of_cancels_never_hits_another_client(make_pooler):
+    """Half the clients are cancelled at random moments; the others must never see a cancelled query."""
+    pooler = make_pooler(ini={"default_pool_size": 3})
+    keys, lock = {}, threading.Lock()
+    cancelled = [0]
+
+    def target(background, number):
+        rng = random.Random(number)
+        with pooler.login(timeout=30) as wire:
+            with lock:
+                keys[number] = wire.key
+            while not background.stopping.is_set():
+                got = wire.ask(f"SELECT pg_sleep({rng.random() * 0.01})")
+                if got.error:
+                    assert got.error["C"] == "57014", got.error
+                    cancelled[0] += 1
+
+    def innocent(background, number):
+        with pooler.login(timeout=30) as wire:
+            while not background.stopping.is_set():
+                got = wire.ask("SELECT pg_sleep(0.002)")
+                assert got.error is None, f"an innocent client was told {got.error}"
+                background.count()
+
+    def aim(background, number):
+        rng = random.Random(1000 + number)
+        while not background.stopping.is_set():
+            with lock:
+                key = rng.choice(list(keys.values())) if keys else None
+            if key:
+                cancel(pooler, key)
+            background.stopping.wait(0.003)
+
+    with Background(target, 6) as _targets, Background(innocent, 6) as innocents, Background(aim, 2):
+        until(lambda: innocents.done > 500 and cancelled[0] > 20, 40)
+    until(lambda: (pooler.pool()["sv_being_canceled"], pooler.pool()["sv_active"], pooler.pool()["cl_waiting_cancel_req"]) == (0, 0, 0))
+
+
+@pytest.mark.since("1.19")
+def test_cancel_is_forwarded_to_a_peer(make_pooler, pg):
+    a, b = make_pooler(start=False), make_pooler(start=False)
+    for own, other, number in ((a, b, 1), (b, a, 2)):
+        own.ini["peer_id"] = number
+        own.peers = {1: {"host": "127.0.0.1", "port": a.port}, 2: {"host": "127.0.0.1", "port": b.port}}
+        own.write()
+        own.start()
+    with a.login() as wire:
+        assert wire.key[1:3] == b"\x01\x00" and wire.key[7] & 3 == 3
+        wire.send(query("SELECT pg_sleep(30) AS via_peer"))
+        until(lambda: pg.sleeping("via_peer"))
+        cancel(b, wire.key)
+        assert wire.result().error["C"] == "57014"
+    assert [r["peer_id"] for r in b.show("PEERS")] == ["1", "2"]
+
+
+def test_cancel_after_the_client_left(pooler):
+    with pooler.login() as wire:
+        wire.query("SELECT 1")
+        key = wire.key
+    until(lambda: all(c["user"] != "app" for c in pooler.show("CLIENTS")))
+    cancel(pooler, key)
+    pooler.wait_log("failed cancel request")

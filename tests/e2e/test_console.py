@@ -1,0 +1,344 @@
+"""The console: grammar, rights, errors, and every command that changes something."""
+
+import time
+
+import pytest
+
+from support.system import holds, until
+from support.wire import SYNC, Closed, ServerError, message, parse, query
+
+ADMIN_COMMANDS = ["SET default_pool_size = 5", "RELOAD", "PAUSE", "RESUME", "DISABLE p0", "ENABLE p0", "RECONNECT", "KILL p0",
+                  "SUSPEND", "SHUTDOWN", "WAIT_CLOSE p0", "SHOW FDS",
+                  pytest.param("KILL_CLIENT 1", marks=pytest.mark.since("1.24"))]
+READ_COMMANDS = ["SHOW HELP", "SHOW CONFIG", "SHOW DATABASES", "SHOW POOLS", "SHOW CLIENTS", "SHOW SERVERS", "SHOW SOCKETS",
+                 "SHOW ACTIVE_SOCKETS", "SHOW LISTS", "SHOW MEM", "SHOW USERS", "SHOW VERSION", "SHOW STATS", "SHOW STATS_TOTALS",
+                 "SHOW STATS_AVERAGES", "SHOW TOTALS", "SHOW DNS_HOSTS", "SHOW DNS_ZONES"]
+
+
+@pytest.fixture
+def console(pooler):
+    with pooler.console() as wire:
+        yield wire
+
+
+def refuse(console, command, text, code="08P01"):
+    got = console.ask(command)
+    assert got.error == {"S": "ERROR", "C": code, "M": text} and list(got.error) == ["S", "C", "M"]
+    assert got.status == "I"
+
+
+@pytest.mark.parametrize("command", ADMIN_COMMANDS)
+def test_stats_users_may_not(pooler, command):
+    with pooler.console("stats") as console:
+        refuse(console, command, "admin access needed")
+        assert console.query("SHOW VERSION").rows
+    assert pooler.alive and pooler.setting("default_pool_size") == "20"
+
+
+@pytest.mark.parametrize("command", READ_COMMANDS)
+def test_stats_users_may(pooler, command):
+    with pooler.console("stats") as console:
+        assert console.query(command).tags == ["SHOW"]
+
+
+def test_others_are_not_let_in(make_pooler):
+    pooler = make_pooler(ini={"auth_type": "md5"})
+    with pooler.wire() as wire:
+        wire.startup("app", "pgbouncer")
+        wire.expect_fatal("not allowed")
+
+
+@pytest.mark.parametrize("command", ["show version", "  SHOW\t VERSION\r\n ;  \n", "SELECT version", "sElEcT VeRsIoN;", 'SHOW "version"'])
+def test_grammar(console, command):
+    assert console.query(command).names == ["version"]
+
+
+@pytest.mark.parametrize("command", ["", "BEGIN", "SELECT 1", "SHOW", "SHOW nothing", "SHOW VERSION; SHOW VERSION", "DISCARD ALL",
+                                     "nonsense", "SET x", "SET x = -1", "RELOAD x", "SUSPEND x", "SHUTDOWN x", "SHOW VERSION now"])
+def test_invalid_commands(console, command):
+    refuse(console, command, f"invalid command '{command}', use SHOW HELP;")
+    assert console.query("SHOW VERSION").rows, "the connection survives"
+
+
+def test_login_reply(pooler):
+    with pooler.console() as console:
+        wanted = ["server_version", "client_encoding", "server_encoding", "DateStyle", "TimeZone", "standard_conforming_strings",
+                  "is_superuser"]
+        assert [n for n in console.parameter_order if n in wanted][:7] == wanted
+        assert console.parameters["server_version"].endswith("/bouncer") and console.parameters["is_superuser"] == "on"
+
+
+def test_extended_protocol_is_refused_as_documented(pooler):
+    with pooler.console() as console:
+        console.send(parse("", "SHOW VERSION") + SYNC)
+        first = console.recv()
+        if first.type == "E":
+            assert first.fields["M"] == "extended query protocol not supported by admin console"
+        else:
+            assert first.type == "1", "a console that answers the extended protocol starts with ParseComplete"
+
+
+@pytest.mark.parametrize("command, tag", [
+    ("SET default_pool_size = 7", "SET default_pool_size=7"), ("set default_pool_size to 7 ;", "SET default_pool_size=7"),
+    ("SET default_pool_size='7'", "SET default_pool_size=7"), ("SET query_timeout = '0.5'", "SET query_timeout=0.5"),
+    ("SET server_check_query = 'select ''x'''", "SET server_check_query=select 'x'"), ("SET pool_mode=statement", "SET pool_mode=statement"),
+])
+def test_set(pooler, console, command, tag):
+    assert console.query(command).tags == [tag]
+    key, value = tag.removeprefix("SET ").split("=", 1)
+    assert pooler.setting(key) == value
+
+
+@pytest.mark.parametrize("command", ["SET nosuch = 1", "SET default_pool_size = many", "SET pool_mode = sometimes", "SET auth_type = magic"])
+def test_set_refuses(pooler, console, command):
+    before = pooler.show("CONFIG")
+    refuse(console, command, "SET failed")
+    assert pooler.show("CONFIG") == before
+
+
+@pytest.mark.parametrize("command, text", [
+    ("PAUSE pgbouncer", "cannot pause admin db: pgbouncer"), ("RECONNECT pgbouncer", "cannot reconnect admin db: pgbouncer"),
+    ("KILL pgbouncer", "cannot kill admin db: pgbouncer"), ("DISABLE pgbouncer", "cannot disable admin db: pgbouncer"),
+    ("WAIT_CLOSE pgbouncer", "cannot wait in admin db: pgbouncer"), ("DISABLE", "a database is required"),
+    ("PAUSE nosuch", "no such database: nosuch"), ("RESUME nosuch", "no such database: nosuch"), ("KILL nosuch", "no such database: nosuch"),
+    ("RECONNECT nosuch", "no such database: nosuch"), ("DISABLE nosuch", "no such database: nosuch"), ("ENABLE nosuch", "no such database: nosuch"),
+    ("WAIT_CLOSE nosuch", "no such database: nosuch"), ("RESUME p0", "database p0 is not paused"),
+    ("RESUME", "pooler is not paused/suspended"), ("ENABLE", "a database is required"),
+    pytest.param("ENABLE pgbouncer", "cannot enable admin db: pgbouncer", marks=pytest.mark.since("1.25")),
+    pytest.param("KILL_CLIENT 999999", "client not found", marks=pytest.mark.since("1.24")),
+    pytest.param("KILL_CLIENT x", "invalid client pointer supplied", marks=pytest.mark.since("1.24")),
+])
+def test_command_errors(console, command, text):
+    refuse(console, command, text)
+
+
+def test_pause_and_resume(pooler, console, pg):
+    with pooler.login() as a, pooler.login() as b:
+        a.query("BEGIN")
+        console.send(query("PAUSE"))
+        assert console.recv_or_none(0.4) is None, "a transaction is still open"
+        b.send(query("SELECT 'after'"))
+        a.query("SELECT 1")
+        a.query("COMMIT")
+        assert console.result().tags == ["PAUSE"]
+        until(lambda: not [s for s in pooler.show("SERVERS") if s["database"] == "p0"])
+        refuse(console, "PAUSE", "already suspended/paused")
+        assert b.recv_or_none(0.2) is None
+        assert console.query("RESUME").tags == ["RESUME"]
+        assert b.result().value == "after" and a.query("SELECT 2").value == "2"
+    pooler.wait_log("PAUSE command issued")
+    pooler.wait_log("RESUME command issued")
+
+
+@pytest.mark.since("1.25")
+def test_state_shows_pause_and_suspend(pooler, console):
+    for command, state in (("PAUSE", "paused"), ("RESUME", "active"), ("SUSPEND", "suspended"), ("RESUME", "active")):
+        console.query(command)
+        assert [r["key"] for r in console.query("SHOW STATE").dicts if r["value"] == "yes"] == [state]
+
+
+def test_pause_of_one_database(pooler, console):
+    with pooler.login("app", "p0") as a, pooler.login("app", "p1") as b:
+        a.query("SELECT 1")
+        assert console.query("PAUSE p0").tags == ["PAUSE"]
+        a.send(query("SELECT 'resumed'"))
+        assert a.recv_or_none(0.3) is None
+        assert b.query("SELECT 1").value == "1"
+        assert next(d for d in pooler.show("DATABASES") if d["name"] == "p0")["paused"] == "1"
+        console.query("RESUME p0")
+        assert a.result().value == "resumed"
+
+
+def test_pause_waits_for_sessions_in_session_mode(make_pooler):
+    pooler = make_pooler(ini={"pool_mode": "session"})
+    a = pooler.login()
+    a.query("SELECT 1")
+    with pooler.console() as console:
+        console.send(query("PAUSE"))
+        assert console.recv_or_none(0.5) is None
+        a.close()
+        assert console.result().tags == ["PAUSE"]
+        console.query("RESUME")
+
+
+def test_clients_connect_while_paused(pooler, console):
+    with pooler.login() as warm:
+        warm.query("SELECT 1")
+    console.query("PAUSE")
+    with pooler.login() as fresh:
+        fresh.send(query("SELECT 'late'"))
+        until(lambda: pooler.pool()["cl_waiting"] == 1)
+        console.query("RESUME")
+        assert fresh.result().value == "late"
+
+
+def test_suspend_and_resume(pooler, console):
+    with pooler.login() as a:
+        a.query("SELECT 1")
+        assert console.query("SUSPEND").tags == ["SUSPEND"]
+        a.send(query("SELECT 'thawed'"))
+        assert a.recv_or_none(0.5) is None
+        refuse(console, "SUSPEND", "already suspended/paused")
+        console.query("RESUME")
+        assert a.result().value == "thawed"
+    with pooler.login() as again:
+        assert again.query("SELECT 1").value == "1"
+
+
+def test_suspend_ends_when_its_console_leaves(pooler):
+    with pooler.login() as a:
+        console = pooler.console()
+        console.query("SUSPEND")
+        console.close()
+        pooler.wait_log("admin disappeared when suspended, doing RESUME")
+        assert a.query("SELECT 1").value == "1"
+
+
+def test_reconnect(pooler, console):
+    with pooler.login() as idle, pooler.login() as busy:
+        busy.query("BEGIN")
+        old = busy.query("SELECT pg_backend_pid()").value
+        idle_pid = idle.query("SELECT pg_backend_pid()").value
+        assert console.query("RECONNECT").tags == ["RECONNECT"]
+        assert busy.query("SELECT pg_backend_pid()").value == old, "the transaction ends on its server"
+        busy.query("COMMIT")
+        pids = {idle.query("SELECT pg_backend_pid()").value, busy.query("SELECT pg_backend_pid()").value}
+        assert not pids & {old, idle_pid}
+
+
+def test_wait_close(pooler, console):
+    with pooler.login() as busy:
+        busy.query("BEGIN")
+        console.query("RECONNECT p0")
+        console.send(query("WAIT_CLOSE p0"))
+        assert console.recv_or_none(0.5) is None
+        busy.query("COMMIT")
+        assert console.result().tags == ["WAIT_CLOSE"]
+
+
+def test_disable_and_enable(pooler, console):
+    with pooler.login() as a:
+        assert console.query("DISABLE p0").tags == ["DISABLE"]
+        with pytest.raises(ServerError):
+            pooler.login()
+        assert a.query("SELECT 1").value == "1", "who is in goes on"
+        assert next(d for d in pooler.show("DATABASES") if d["name"] == "p0")["disabled"] == "1"
+        assert console.query("ENABLE p0").tags == ["ENABLE"]
+        pooler.login().close()
+
+
+@pytest.mark.since("1.19")
+def test_disabled_database_is_named(pooler, console):
+    console.query("DISABLE p0")
+    with pytest.raises(ServerError) as refused:
+        pooler.login()
+    assert list(refused.value.fields.items()) == [("S", "FATAL"), ("C", "08P01"), ("M", 'database "p0" is disabled')]
+
+
+def test_kill(pooler, console, pg):
+    with pooler.login("app", "p0") as a, pooler.login("app", "p1") as b:
+        a.query("SELECT 1")
+        assert console.query("KILL p0").tags == ["KILL"]
+        with pytest.raises((ServerError, Closed), match="database removed|closed"):
+            a.query("SELECT 1")
+        assert b.query("SELECT 1").value == "1"
+        waiting = pooler.wire()
+        waiting.startup("app", "p0")
+        assert waiting.recv_or_none(0.4) is None, "new clients wait"
+        console.query("RESUME p0")
+        waiting.finish_login("app")
+        assert waiting.query("SELECT 1").value == "1"
+
+
+@pytest.mark.since("1.25")
+def test_kill_without_a_name(pooler, console):
+    with pooler.login("app", "p0") as a, pooler.login("app", "p1") as b:
+        assert console.query("KILL").tags == ["KILL"]
+        a.expect_fatal("database removed")
+        b.expect_fatal("database removed")
+    assert {d["name"]: d["paused"] for d in pooler.show("DATABASES")}["p0"] == "1"
+    for name in ("p0", "p1"):
+        console.query(f"RESUME {name}")
+        pooler.login("app", name).close()
+
+
+@pytest.mark.since("1.24")
+def test_kill_client(pooler, console, pg):
+    with pooler.login() as idle, pooler.login() as busy, pooler.login() as spared:
+        busy.query("BEGIN")
+        pid = int(busy.query("SELECT pg_backend_pid()").value)
+        ids = {c["port"]: c["id"] for c in pooler.show("CLIENTS")}
+        for wire in (idle, busy):
+            port = str(wire.sock.getsockname()[1])
+            assert console.query(f"KILL_CLIENT {ids[port]}").tags == ["KILL_CLIENT"]
+            wire.expect_fatal("admin forced disconnect")
+        until(lambda: pid not in pg.backends("p0"))
+        assert spared.query("SELECT 1").value == "1"
+
+
+def test_reload_command(pooler, console):
+    pooler.ini["default_pool_size"] = 9
+    pooler.write()
+    assert console.query("RELOAD").tags == ["RELOAD"]
+    assert pooler.setting("default_pool_size") == "9"
+    pooler.wait_log("RELOAD command issued")
+
+
+@pytest.mark.since("1.25")
+def test_reload_command_with_a_broken_file(pooler, console):
+    pooler.write(extra="nonsense\n")
+    refuse(console, "RELOAD", "RELOAD failed, see logs for additional details", "F0000")
+
+
+def test_shutdown(pooler, pg):
+    with pooler.login() as a, pooler.console() as console:
+        a.query("SELECT 1")
+        console.send(query("SHUTDOWN"))
+        assert console.at_eof() and a.at_eof()
+    assert pooler.wait_end() == 0
+    assert pooler.refuses()
+
+
+@pytest.mark.since("1.23")
+def test_shutdown_wait_for_clients(pooler):
+    with pooler.login() as a, pooler.console() as console:
+        assert console.query("SHUTDOWN WAIT_FOR_CLIENTS").tags == ["SHUTDOWN"]
+        until(pooler.refuses)
+        assert a.query("SELECT 1").value == "1", "clients that are in go on as ever"
+        console.close()
+        holds(lambda: pooler.alive, 0.6)
+    assert pooler.wait_end() == 0
+    pooler.wait_log("client connections dropped, exiting")
+
+
+@pytest.mark.since("1.23")
+def test_shutdown_wait_for_servers(pooler):
+    with pooler.login() as busy, pooler.login() as idle, pooler.console() as console:
+        busy.query("BEGIN")
+        assert console.query("SHUTDOWN WAIT_FOR_SERVERS").tags == ["SHUTDOWN"]
+        idle.send(query("SELECT 1"))
+        idle.expect_fatal("server shutting down")
+        assert busy.query("SELECT 1").value == "1"
+        holds(lambda: pooler.alive, 0.6)
+        assert busy.query("COMMIT").tags == ["COMMIT"]
+        assert pooler.wait_end() == 0
+    pooler.wait_log("server connections dropped, exiting")
+
+
+def test_unknown_message_type(pooler):
+    with pooler.console() as console:
+        console.send(message("z"))
+        console.expect_fatal("unknown pkt")
+
+
+def test_console_works_while_all_servers_are_busy(make_pooler):
+    pooler = make_pooler(ini={"default_pool_size": 1})
+    with pooler.login() as a, pooler.login() as b:
+        a.query("BEGIN")
+        b.send(query("SELECT 1"))
+        started = time.monotonic()
+        until(lambda: pooler.pool()["cl_waiting"] == 1)
+        until(lambda: pooler.pool()["maxwait_us"] > 0 or pooler.pool()["maxwait"] > 0)
+        assert time.monotonic() - started < 5
+        a.query("COMMIT")
+        b.result()

@@ -1,0 +1,165 @@
+"""Sizes and limits: what a full pool, database or user does to those who come next."""
+
+import re
+
+import pytest
+
+from support.load import Background, Sampler, transactions
+from support.system import holds, until
+from support.wire import ServerError, query
+
+
+def begin(wires):
+    for wire in wires:
+        wire.send(query("BEGIN"))
+
+
+def test_pool_size_is_never_exceeded(make_pooler, pg):
+    pg.no_clients()
+    pooler = make_pooler(ini={"default_pool_size": 4})
+    with Sampler(lambda: len(pg.backends("p0"))) as servers:
+        with Background(transactions(pooler), threads=20) as load:
+            until(lambda: load.done > 500, 30)
+    assert servers.largest == 4
+
+
+def test_size_of_the_entry_and_of_the_user(make_pooler, binary, pg):
+    pg.no_clients()
+    users = {"app2": {"pool_size": 1}} if binary.version >= (1, 23) else {}
+    pooler = make_pooler(start=False, ini={"default_pool_size": 5}, users=users)
+    pooler.databases["p0"] = pooler.backend(pool_size=2)
+    pooler.write()
+    pooler.start()
+    for user, size in (("app", 2), ("app2", 1 if users else 2)):
+        clients = [pooler.login(user) for _ in range(4)]
+        begin(clients)
+        until(lambda: len(pg.backends("p0", user)) == size)
+        holds(lambda: len(pg.backends("p0", user)) == size, 0.5)
+        for client in clients:
+            client.close()
+
+
+def test_reserve_pool(make_pooler, pg):
+    pg.no_clients()
+    pooler = make_pooler(ini={"default_pool_size": 2, "reserve_pool_size": 1, "reserve_pool_timeout": 1})
+    clients = [pooler.login() for _ in range(5)]
+    begin(clients)
+    until(lambda: len(pg.backends("p0")) == 2)
+    holds(lambda: len(pg.backends("p0")) == 2, 0.6, what="no reserve before its time")
+    until(lambda: len(pg.backends("p0")) == 3, 3)
+    holds(lambda: len(pg.backends("p0")) == 3, 1.5, what="no more than the reserve")
+    pooler.wait_log("taking connection from reserve_pool")
+
+
+def test_max_db_connections_evicts_the_idle_server_of_another_user(make_pooler, pg):
+    pg.no_clients()
+    pooler = make_pooler(ini={"max_db_connections": 2, "default_pool_size": 5})
+    with pooler.login("app") as a, pooler.login("app") as a2:
+        a.query("BEGIN"), a2.query("BEGIN")
+        a.query("COMMIT"), a2.query("COMMIT")
+        assert len(pg.backends("p0", "app")) == 2
+        with pooler.login("app2") as b:
+            b.query("BEGIN")
+            assert len(pg.backends("p0", "app2")) == 1
+            until(lambda: len(pg.backends("p0")) == 2)
+            pooler.wait_log("closing because: evicted")
+            b.query("COMMIT")
+        assert a.query("SELECT 1").value == "1"
+
+
+def test_two_users_share_max_db_connections_under_load(make_pooler, pg):
+    pg.no_clients()
+    pooler = make_pooler(ini={"max_db_connections": 3, "default_pool_size": 3})
+    with Sampler(lambda: int(next(d for d in pooler.show("DATABASES") if d["name"] == "p0")["current_connections"])) as servers:
+        with Background(transactions(pooler, "app"), threads=5) as one, Background(transactions(pooler, "app2"), threads=5) as two:
+            until(lambda: one.done > 100 and two.done > 100, 40, what="both users get work done")
+    assert servers.largest == 3
+
+
+def test_max_user_connections_over_databases(make_pooler, pg):
+    pg.no_clients()
+    pooler = make_pooler(ini={"max_user_connections": 2, "default_pool_size": 5})
+    p0 = [pooler.login("app", "p0") for _ in range(2)]
+    for wire in p0:
+        wire.query("BEGIN")
+    with pooler.login("app2", "p1") as other:
+        assert other.query("SELECT 1").value == "1"
+    waiting = pooler.wire()
+    waiting.startup("app", "p1")
+    assert waiting.recv_or_none(0.5) is None, "the user has no connection left"
+    p0[0].query("COMMIT")
+    waiting.finish_login("app")
+    assert waiting.query("SELECT 1").value == "1"
+    assert len(pg.backends(user="app")) <= 2
+
+
+@pytest.mark.since("1.24")
+@pytest.mark.parametrize("setting", ["max_db_client_connections", "max_user_client_connections"])
+def test_client_limits(make_pooler, setting):
+    pooler = make_pooler(ini={setting: 2})
+    clients = [pooler.login() for _ in range(2)]
+    with pytest.raises(ServerError) as refused:
+        pooler.login()
+    assert list(refused.value.fields.items()) == [("S", "FATAL"), ("C", "08P01"), ("M", f"client connections exceeded ({setting})")]
+    clients.pop().close()
+    until(lambda: len([c for c in pooler.show("CLIENTS") if c["user"] == "app"]) == 1)
+    pooler.login().close()
+    with pooler.login("app2", "p1" if setting.startswith("max_db") else "p0"):
+        pass
+    consoles = [pooler.console() for _ in range(4)]
+    assert all(c.query("SHOW VERSION").rows for c in consoles), "administrators are not counted out"
+
+
+def test_max_client_conn_changes_at_once(make_pooler):
+    pooler = make_pooler(ini={"max_client_conn": 100})
+    pooler.admin("SET max_client_conn = 2")
+    with pooler.login(), pooler.login():
+        with pytest.raises(ServerError, match="no more connections allowed"):
+            pooler.login()
+        pooler.admin("SET max_client_conn = 50")
+        pooler.login().close()
+
+
+@pytest.mark.since("1.21")
+def test_forced_user_pool_is_warmed_up_without_clients(make_pooler, pg):
+    pg.no_clients()
+    pooler = make_pooler(start=False)
+    pooler.databases["p0"] = pooler.backend(user="app", password="app-secret", min_pool_size=3)
+    pooler.write()
+    pooler.start()
+    until(lambda: len(pg.backends("p0", "app")) == 3)
+
+
+def test_auto_database(make_pooler, pg):
+    pooler = make_pooler(start=False)
+    pooler.databases = {"*": f"host=127.0.0.1 port={pg.port}"}
+    pooler.write()
+    pooler.start()
+    with pooler.login("app", "p1") as wire:
+        assert wire.query("SELECT current_database()").value == "p1"
+    pooler.wait_log(re.compile("registered new auto-database: .*p1"))
+    assert "p1" in [d["name"] for d in pooler.show("DATABASES")]
+    with pytest.raises(ServerError, match="absent|server login"):
+        pooler.login("app", "absent")
+
+
+def test_pool_size_raised_by_set_lets_waiters_in(make_pooler):
+    pooler = make_pooler(ini={"default_pool_size": 1})
+    a, b = pooler.login(), pooler.login()
+    a.query("BEGIN")
+    b.send(query("SELECT 'in'"))
+    assert b.recv_or_none(0.3) is None
+    pooler.admin("SET default_pool_size = 2")
+    assert b.result().value == "in"
+
+
+def test_host_list_is_used_in_turn(make_pooler, pg):
+    pooler = make_pooler(start=False)
+    pooler.databases["p0"] = {**pooler.backend(), "host": f"127.0.0.1,{pg.dir}"}
+    pooler.write()
+    pooler.start()
+    clients = [pooler.login() for _ in range(4)]
+    for client in clients:
+        client.query("BEGIN")
+    local = [c.query("SELECT inet_server_addr() IS NULL").value for c in clients]
+    assert sorted(local) == ["f", "f", "t", "t"]

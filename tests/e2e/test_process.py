@@ -1,0 +1,358 @@
+"""Command line, start and refusal to start, pidfile, daemon mode, signals, log lines, reload."""
+
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+
+from support.load import Background, transactions
+from support.system import as_daemon_user, holds, run, until
+from support.wire import ServerError, query
+
+
+def test_version_and_help(binary):
+    assert re.match(r"PgBouncer \d+\.\d+\.\d+", binary.version_text)
+    for option in ("-h", "--help"):
+        done = run([binary.path, option])
+        assert done.stdout.startswith(f"{binary.path} is a connection pooler for PostgreSQL.\n\nUsage:\n")
+        assert f"  {binary.path} [OPTION]... CONFIG_FILE\n\nOptions:\n" in done.stdout
+        for line in ("  -d, --daemon ", "  -q, --quiet ", "  -R, --reboot ", "  -u, --user=", "  -v, --verbose ", "  -V, --version ", "  -h, --help "):
+            assert line in done.stdout
+    assert run([binary.path, "--version"]).stdout == binary.version_text
+
+
+@pytest.mark.parametrize("arguments, first", [
+    ([], ": no configuration file specified"), (["a.ini", "b.ini"], ": no configuration file specified"),
+    (["--x"], ": unrecognized option '--x'"), (["-x"], ": invalid option -- 'x'"), (["-u"], ": option requires an argument -- 'u'"),
+])
+def test_wrong_usage(binary, arguments, first):
+    done = run([binary.path, *arguments], check=False)
+    assert done.returncode == 1
+    assert done.stderr == f'{binary.path}{first}\nTry "{binary.path} --help" for more information.\n'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_is_refused(make_pooler, binary):
+    pooler = make_pooler(start=False)
+    done = run([binary.path, pooler.conf], check=False)
+    assert done.returncode == 1 and "FATAL PgBouncer should not run as root" in done.stderr
+    pooler.ini["logfile"] = pooler.dir / "pgbouncer.log"
+    pooler.write()
+    run([binary.path, pooler.conf], check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_switching_users(make_pooler, binary):
+    from support.system import daemon_user
+
+    pooler = make_pooler(start=False)
+    process = subprocess.Popen([str(binary.path), "-u", daemon_user().pw_name, str(pooler.conf)], stderr=open(pooler.stderr, "w"),
+                               cwd=pooler.dir)
+    try:
+        pooler.wait_log("process up:")
+        status = open(f"/proc/{process.pid}/status").read()
+        assert re.search(rf"^Uid:\t{daemon_user().pw_uid}\t", status, re.M)
+        assert pooler.login().query("SELECT 1").value == "1"
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.wait(10)
+    done = run([binary.path, "-u", "no_such_user_here", pooler.conf], check=False)
+    assert done.returncode == 1 and "FATAL could not find user 'no_such_user_here' to switch to" in done.stderr
+
+
+@pytest.mark.parametrize("content, complaint", [
+    ("", "main section missing from config file"), ("x = 1\n", "load_init_file: value without section: x"),
+    ("[pgbouncer]\nlisten_port = many\n", 'invalid value "many" for parameter listen_port in configuration'),
+    ("[pgbouncer]\nnonsense\n", "syntax error in configuration"), ("[nosuch]\n", 'invalid section "nosuch" in configuration'),
+    ("[databases]\nx = nokey=1\n[pgbouncer]\n", "unrecognized connection parameter: nokey"),
+    ("%include /nonexistent.ini\n", 'could not load file "/nonexistent.ini"'),
+])
+def test_broken_configuration_prevents_the_start(make_pooler, content, complaint):
+    pooler = make_pooler(start=False)
+    pooler.conf.write_text(content)
+    pooler.start(wait=False)
+    assert pooler.wait_end() == 1
+    assert complaint in pooler.log() and "FATAL cannot load config file" in pooler.log()
+
+
+def test_missing_configuration_file(make_pooler):
+    pooler = make_pooler(start=False)
+    pooler.conf.unlink()
+    pooler.start(wait=False)
+    assert pooler.wait_end() == 1
+
+
+def test_good_start_is_logged(pooler):
+    log = pooler.log()
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \S+ \[%d\] LOG process up: PgBouncer \d" % pooler.process.pid, log, re.M)
+    assert f"LOG listening on 127.0.0.1:{pooler.port}\n" in log
+    assert f"LOG listening on unix:{pooler.unix_path}\n" in log
+    assert re.search(r"LOG kernel file descriptor limit: \d+ \(hard: \d+\); max_client_conn: 100, max expected fd use: \d+", log)
+
+
+def test_log_of_a_connection(pooler):
+    with pooler.login(application_name="x") as wire:
+        wire.query("SELECT 1")
+        port = wire.sock.getsockname()[1]
+    prefix = rf"LOG C-0x[0-9a-f]+: p0/app@127\.0\.0\.1:{port} "
+    pooler.wait_log(re.compile(prefix + r"login attempt: db=p0 user=app tls=no"))
+    pooler.wait_log(re.compile(prefix + r"closing because: client unexpected eof \(age=\d+s\)"))
+    pooler.wait_log(re.compile(rf"LOG S-0x[0-9a-f]+: p0/app@127\.0\.0\.1:{pooler.pg.port} new connection to server \(from 127\.0\.0\.1:\d+\)"))
+
+
+def test_connection_logging_can_be_switched_off(make_pooler):
+    pooler = make_pooler(ini={"log_connections": 0, "log_disconnections": 0, "log_pooler_errors": 0})
+    pooler.login().close()
+    with pytest.raises(ServerError):
+        pooler.login("nosuch")
+    pooler.show("VERSION")
+    assert not re.search("login attempt|closing because|pooler error|new connection", pooler.log())
+
+
+def test_stats_line(make_pooler):
+    pooler = make_pooler(ini={"stats_period": 1})
+    pooler.wait_log(re.compile(r"LOG stats: \d+ xacts/s, \d+ queries/s, .*in \d+ B/s, out \d+ B/s, xact \d+ us, query \d+ us, wait \d+ us"))
+
+
+def test_logfile_and_quiet(make_pooler):
+    pooler = make_pooler(start=False)
+    logfile = pooler.dir / "pgbouncer.log"
+    pooler.ini["logfile"] = logfile
+    pooler.write()
+    pooler.start("-q", wait=False)
+    until(lambda: logfile.exists() and "process up:" in logfile.read_text())
+    assert pooler.log() == ""
+    logfile.rename(pooler.dir / "old.log")
+    pooler.signal(signal.SIGHUP)
+    until(lambda: pooler.login().close() or logfile.exists(), what="the log is reopened after SIGHUP")
+
+
+def test_control_bytes_do_not_forge_log_lines(pooler):
+    with pytest.raises(ServerError):
+        pooler.login("evil\n2024-01-01 00:00:00.000 UTC [1] FATAL forged")
+    pooler.wait_log("no such user: evil")
+    assert not re.search("^2024-01-01", pooler.log(), re.M)
+
+
+class TestPidfile:
+    @pytest.fixture
+    def with_pidfile(self, make_pooler):
+        pooler = make_pooler(start=False)
+        pooler.pidfile = pooler.dir / "pooler.pid"
+        pooler.ini["pidfile"] = pooler.pidfile
+        pooler.write()
+        return pooler
+
+    def test_written_and_removed(self, with_pidfile):
+        with_pidfile.start()
+        until(lambda: with_pidfile.pidfile.exists())
+        assert with_pidfile.pidfile.read_text() == f"{with_pidfile.process.pid}\n"
+        with with_pidfile.console() as console:
+            console.send(query("SHUTDOWN"))
+            assert with_pidfile.wait_end() == 0
+        assert not with_pidfile.pidfile.exists() and not os.path.exists(with_pidfile.unix_path)
+
+    @pytest.mark.since("1.25")
+    @pytest.mark.parametrize("content", ["", "x\n", f"{os.getpid()}\n"], ids=["empty", "no number", "alive"])
+    def test_existing_one_prevents_the_start(self, with_pidfile, content):
+        with_pidfile.pidfile.write_text(content)
+        with_pidfile.start(wait=False)
+        assert with_pidfile.wait_end() == 1
+        assert f"FATAL pidfile '{with_pidfile.pidfile}' exists, another instance running?" in with_pidfile.log()
+
+    def test_stale_one_is_removed(self, with_pidfile):
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        with_pidfile.pidfile.write_text(f"{gone.pid}\n")
+        from support.system import give_to_daemon
+        give_to_daemon(with_pidfile.pidfile)
+        with_pidfile.start()
+        assert "stale pidfile, removing" in with_pidfile.log()
+        until(lambda: with_pidfile.pidfile.read_text() == f"{with_pidfile.process.pid}\n")
+
+
+def test_daemon_mode(make_pooler, binary):
+    pooler = make_pooler(start=False)
+    pidfile, logfile = pooler.dir / "pooler.pid", pooler.dir / "pooler.log"
+    pooler.ini.update(pidfile=pidfile, logfile=logfile)
+    pooler.write()
+    done = run([binary.path, "-d", pooler.conf], switch_user=True)
+    assert done.returncode == 0
+    until(lambda: logfile.exists() and "process up:" in logfile.read_text())
+    pid = int(until(lambda: pidfile.exists() and pidfile.read_text()))
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            parent = int(stat.read().rsplit(")", 1)[1].split()[1])
+        assert parent != os.getpid() and os.getsid(pid) != os.getsid(0)
+        assert os.readlink(f"/proc/{pid}/fd/0") == os.readlink(f"/proc/{pid}/fd/2") == "/dev/null"
+        assert pooler.login().query("SELECT 1").value == "1"
+    finally:
+        os.kill(pid, signal.SIGQUIT)
+        until(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def test_daemon_needs_a_pidfile(make_pooler, binary):
+    pooler = make_pooler(start=False)
+    done = run([binary.path, "-d", pooler.conf], check=False, switch_user=True)
+    assert done.returncode == 1 and "FATAL daemon needs pidfile configured" in done.stderr
+
+
+def test_nowhere_to_listen(make_pooler):
+    pooler = make_pooler(start=False, ini={"listen_addr": None, "unix_socket_dir": ""})
+    pooler.start(wait=False)
+    assert pooler.wait_end() == 1
+    assert "FATAL nowhere to listen on" in pooler.log()
+
+
+@pytest.mark.since("1.19")
+def test_port_that_is_taken(make_pooler):
+    first = make_pooler()
+    second = make_pooler(start=False, ini={"listen_port": first.port})
+    second.start(wait=False)
+    assert second.wait_end() == 1
+    assert "FATAL failed to listen on any address in listen_addr list: 127.0.0.1" in second.log()
+
+
+def test_unix_socket_in_use(make_pooler):
+    first = make_pooler()
+    second = make_pooler(start=False, ini={"listen_port": first.port, "unix_socket_dir": first.dir})
+    second.start(wait=False)
+    assert second.wait_end() == 1
+    assert "FATAL unix socket is in use, cannot continue" in second.log()
+    assert first.login().query("SELECT 1").value == "1"
+
+
+def test_sighup_applies_what_changed(make_pooler, pg):
+    pooler = make_pooler(ini={"auth_type": "md5"})
+    with pooler.login("app") as staying:
+        staying.query("BEGIN")
+        pooler.ini["query_timeout"] = 33
+        pooler.databases["p2"] = pooler.backend("p1")
+        pooler.userlist["fresh"] = "fresh-secret"
+        pooler.write()
+        pooler.reload()
+        assert pooler.setting("query_timeout") == "33"
+        assert pooler.login("app", "p2").query("SELECT current_database()").value == "p1"
+        assert staying.query("COMMIT").status == "I"
+        del pooler.databases["p2"]
+        leaving = pooler.login("app", "p2")
+        pooler.write()
+        pooler.reload()
+        leaving.expect_fatal("database removed")
+        assert staying.query("SELECT 1").value == "1"
+        with pytest.raises(ServerError, match="no such database: p2"):
+            pooler.login("app", "p2")
+
+
+def test_sighup_moves_an_entry_to_another_database(make_pooler):
+    pooler = make_pooler()
+    with pooler.login("app", "p0") as idle, pooler.login("app", "p0") as busy:
+        idle.query("SELECT 1")
+        busy.query("BEGIN")
+        pooler.databases["p0"] = pooler.backend("p1")
+        pooler.write()
+        pooler.reload()
+        assert busy.query("SELECT current_database()").value == "p0", "the open transaction stays where it is"
+        busy.query("COMMIT")
+        assert idle.query("SELECT current_database()").value == "p1"
+        assert busy.query("SELECT current_database()").value == "p1"
+
+
+def test_many_sighups_under_load(make_pooler):
+    pooler = make_pooler()
+    with Background(transactions(pooler), threads=8) as load:
+        for turn in range(60):
+            pooler.ini["default_pool_size"] = 3 + turn % 5
+            pooler.write()
+            pooler.signal(signal.SIGHUP)
+            seen = load.done
+            until(lambda: load.done > seen)
+    assert load.done > 60
+
+
+def test_sigusr1_and_sigusr2(pooler):
+    with pooler.login() as wire:
+        wire.query("SELECT 1")
+        pooler.signal(signal.SIGUSR1)
+        pooler.wait_log("got SIGUSR1, pausing all activity")
+        wire.send(query("SELECT 'on'"))
+        holds(lambda: wire.recv_or_none(0.1) is None, 0.4)
+        pooler.signal(signal.SIGUSR2)
+        pooler.wait_log("got SIGUSR2, continuing from PAUSE")
+        assert wire.result().value == "on"
+        pooler.signal(signal.SIGUSR2)
+        pooler.wait_log("got SIGUSR2, but not paused/suspended")
+        pooler.signal(signal.SIGUSR1)
+        pooler.wait_log("got SIGUSR1, pausing all activity", 2)
+        pooler.signal(signal.SIGUSR1)
+        pooler.wait_log("got SIGUSR1, but already paused/suspended")
+
+
+@pytest.mark.since("1.23")
+def test_sigquit(pooler):
+    with pooler.login() as wire:
+        wire.query("BEGIN")
+        pooler.signal(signal.SIGQUIT)
+        assert pooler.wait_end() == 0
+        assert wire.at_eof()
+    pooler.wait_log("got SIGQUIT, fast exit")
+    assert not os.path.exists(pooler.unix_path)
+
+
+@pytest.mark.since("1.23")
+def test_sigterm_waits_for_clients(pooler):
+    with pooler.login() as wire:
+        pooler.signal(signal.SIGTERM)
+        pooler.wait_log("got SIGTERM, shutting down, waiting for all clients disconnect")
+        until(pooler.refuses)
+        holds(lambda: wire.query("SELECT 1").value == "1", 0.8)
+    assert pooler.wait_end() == 0
+    pooler.wait_log("client connections dropped, exiting")
+
+
+@pytest.mark.since("1.23")
+def test_sigint_waits_for_servers(pooler):
+    with pooler.login() as busy, pooler.login() as idle:
+        busy.query("BEGIN")
+        pooler.signal(signal.SIGINT)
+        pooler.wait_log("got SIGINT, shutting down, waiting for all servers connections to be released")
+        until(pooler.refuses)
+        idle.send(query("SELECT 1"))
+        idle.expect_fatal("server shutting down")
+        assert busy.query("SELECT 1").value == "1"
+        assert busy.query("COMMIT").tags == ["COMMIT"]
+        assert pooler.wait_end() == 0
+    pooler.wait_log("server connections dropped, exiting")
+
+
+@pytest.mark.since("1.23")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_exits_at_once(pooler, number):
+    with pooler.login() as wire:
+        wire.query("BEGIN")
+        pooler.signal(number)
+        pooler.wait_log("shutting down, waiting for all")
+        pooler.signal(number)
+        assert pooler.wait_end() == 0
+        assert wire.at_eof()
+    pooler.wait_log(f"got {number.name} while shutting down, fast exit")
+
+
+def test_restart_on_the_same_port(make_pooler):
+    pooler = make_pooler()
+    wire = pooler.login()
+    pooler.process.kill()
+    pooler.wait_end()
+    assert wire.at_eof()
+    pooler.stderr.unlink()
+    pooler.expected_to_end = False
+    pooler.start()
+    assert pooler.login().query("SELECT 1").value == "1"
+
+
+def test_psql_reads_the_console(pooler, pg):
+    done = run([pg.bin / "psql", "-h", "127.0.0.1", "-p", pooler.port, "-U", "admin", "-d", "pgbouncer", "-X", "-At", "-c", "SHOW VERSION"],
+               cwd="/", **as_daemon_user())
+    assert done.stdout.startswith("PgBouncer 1.")

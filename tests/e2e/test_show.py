@@ -1,0 +1,149 @@
+"""Names, types and widths of what SHOW returns; monitoring tools depend on them to the letter."""
+
+import json
+import time
+
+import pytest
+
+from support.pooler import Pooler
+from support.system import REPO, remove_dir
+
+FIXTURE = REPO / "tests/fixtures/show_columns.json"
+SHAPES = {topic: columns for topic, columns in json.loads(FIXTURE.read_text()).items() if columns}
+# Topics whose columns were the same in 1.18.
+OLD = {"totals", "mem", "dns_hosts", "dns_zones", "fds", "config", "lists", "version"}
+
+TOTALS = ["server_assignment_count", "xact_count", "query_count", "client_bytes", "server_bytes", "xact_time", "query_time",
+          "wait_time", "ps_client_parse_count", "ps_server_parse_count", "ps_bind_count"]
+LISTS = ["databases", "users", "peers", "pools", "peer_pools", "free_clients", "used_clients", "login_clients", "free_servers",
+         "used_servers", "dns_names", "dns_zones", "dns_queries", "dns_pending"]
+
+
+@pytest.fixture(scope="module", name="shown")
+def _shown(binary, pg):
+    """One pooler for all topics, with some traffic behind it."""
+    pooler = Pooler(binary, pg).start()
+    client = pooler.login("app", application_name="shapes")
+    client.query("SELECT 1")
+    yield pooler
+    client.close()
+    pooler.stop()
+    remove_dir(pooler.dir)
+
+
+@pytest.mark.parametrize("topic", [t if t in OLD else pytest.param(t, marks=pytest.mark.since("1.25")) for t in SHAPES])
+def test_columns(shown, topic):
+    with shown.console() as console:
+        result = console.query(f"SHOW {topic}")
+        again = console.query(f"select {topic.upper()} ;")
+    assert [[c.name, c.oid, c.typlen] for c in result.columns] == SHAPES[topic]
+    assert again.columns == result.columns
+    assert result.tags == ["SHOW"]
+    assert result.status == "I"
+
+
+@pytest.mark.since("1.25")
+def test_fixed_rows(shown):
+    assert [r["name"] for r in shown.show("TOTALS")] == ["total_" + n for n in TOTALS] + ["avg_" + n for n in TOTALS]
+    assert shown.show("STATE") == [{"key": "active", "value": "yes"}, {"key": "paused", "value": "no"},
+                                   {"key": "suspended", "value": "no"}]
+    assert [r["list"] for r in shown.show("LISTS")] == LISTS
+
+
+@pytest.mark.since("1.25")
+def test_version_starts_as_pgbouncer_does(shown, binary):
+    (row,) = shown.show("VERSION")
+    assert row["version"].startswith("PgBouncer 1.25.2")
+    assert binary.version_text.splitlines()[0] == row["version"]
+
+
+def test_help_is_a_notice(shown):
+    with shown.console() as console:
+        result = console.query("SHOW HELP")
+    assert result.columns == [] and result.tags == ["SHOW"]
+    (notice,) = result.notices
+    assert notice["S"] == "NOTICE" and notice["C"] == "00000" and notice["M"] == "Console usage"
+    assert "SHOW HELP|CONFIG|DATABASES" in notice["D"]
+
+
+def test_pools_and_databases_list_the_console_too(shown, pg):
+    pools = shown.show("POOLS")
+    assert ("pgbouncer", "pgbouncer") in [(p["database"], p["user"]) for p in pools]
+    assert [(p["database"], p["user"]) for p in pools] == sorted((p["database"], p["user"]) for p in pools)
+    databases = {d["name"]: d for d in shown.show("DATABASES")}
+    assert databases["p0"]["host"] == "127.0.0.1" and databases["p0"]["port"] == str(pg.port)
+    assert databases["p0"]["database"] == "p0" and databases["p0"]["paused"] == "0" and databases["p0"]["disabled"] == "0"
+    assert databases["pgbouncer"]["port"] == str(shown.port) and databases["pgbouncer"]["pool_mode"] == "statement"
+
+
+def test_clients_lists_who_asks_and_who_idles(shown):
+    rows = shown.show("CLIENTS")
+    app = next(r for r in rows if r["user"] == "app")
+    assert app["type"] == "C" and app["database"] == "p0" and app["addr"] == "127.0.0.1"
+    assert app["application_name"] == "shapes" and app["link"] == ""
+    assert any(r["database"] == "pgbouncer" and r["user"] == "admin" for r in rows)
+    stamp = " ".join(app["connect_time"].split(" ")[:2])
+    assert abs(time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S")) - time.time()) < 3600
+
+
+@pytest.mark.since("1.25")
+def test_unlinked_client_is_idle_and_ids_are_unique(shown):
+    rows = shown.show("CLIENTS")
+    assert next(r for r in rows if r["user"] == "app")["state"] == "idle"
+    ids = [r["id"] for r in rows + shown.show("SERVERS")]
+    assert len(ids) == len(set(ids)) and all(i.isdigit() for i in ids)
+
+
+def test_servers_links_to_the_client_in_a_transaction(shown):
+    with shown.login("app") as busy:
+        busy.query("BEGIN")
+        pid = busy.query("SELECT pg_backend_pid()").value
+        server = next(r for r in shown.show("SERVERS") if r["state"] == "active")
+        client = next(r for r in shown.show("CLIENTS") if r["link"])
+        assert server["link"] == client["ptr"] and client["link"] == server["ptr"]
+        assert server["remote_pid"] == pid and server["type"] == "S"
+        busy.query("COMMIT")
+
+
+def test_stats_count_queries_and_transactions(make_pooler):
+    pooler = make_pooler()
+    with pooler.login() as wire:
+        for text in ("BEGIN", "SELECT 1", "SELECT 2; SELECT 3", "COMMIT", "SELECT 4"):
+            wire.query(text)
+    row = next(r for r in pooler.show("STATS") if r["database"] == "p0")
+    assert (row["total_xact_count"], row["total_query_count"]) == ("2", "5")
+    assert int(row["total_received"]) == sum(len(t) + 6 for t in ("BEGIN", "SELECT 1", "SELECT 2; SELECT 3", "COMMIT", "SELECT 4"))
+    assert int(row["total_sent"]) > 0 and int(row["total_xact_time"]) >= int(row["total_query_time"]) > 0
+
+
+@pytest.mark.since("1.25")
+def test_stats_count_assignments_and_prepared_statements(make_pooler):
+    pooler = make_pooler()
+    with pooler.connect(prepare_threshold=0) as connection:
+        for n in range(3):
+            connection.execute("SELECT %s::int", (n,))
+    row = next(r for r in pooler.show("STATS") if r["database"] == "p0")
+    assert int(row["total_server_assignment_count"]) >= 3
+    assert (row["total_client_parse_count"], row["total_server_parse_count"], row["total_bind_count"]) == ("1", "1", "3")
+
+
+@pytest.mark.since("1.25")
+def test_config_rows_are_the_settings_in_order(shown):
+    rows = shown.show("CONFIG")
+    keys = [r["key"] for r in rows if r["key"] != "worker_threads"]
+    assert (len(keys), keys[0], keys[-1]) == (100, "admin_users", "verbose")
+    by_key = {r["key"]: r for r in rows}
+    assert by_key["server_check_query"]["default"] == "<empty>" and by_key["server_tls_sslmode"]["default"] == "prefer"
+    assert by_key["max_prepared_statements"]["default"] == "200"
+    assert {r["changeable"] for r in rows} == {"yes", "no"}
+    assert all("secret" not in (r["value"] or "") for r in rows)
+
+
+@pytest.mark.parametrize("name, value", [("client_encoding", "UTF-8"), ("default_transaction_isolation", "read committed"),
+                                         ("standard_conforming_strings", "on"), ("datestyle", "ISO"), ("timezone", "GMT")])
+def test_fake_parameters(shown, name, value):
+    with shown.console("stats") as console:
+        result = console.query(f"SHOW {name}")
+        assert (result.names, result.rows, result.tags) == ([name], [[value]], ["SHOW"])
+        ignored = console.query(f"SET {name} = 'x'")
+        assert ignored.tags == ["SET"] and ignored.notices == [{"S": "NOTICE", "C": "00000", "M": "SET ignored"}]
