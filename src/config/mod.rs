@@ -162,6 +162,8 @@ pub enum Level {
     Error,
     Warning,
     Log,
+    /// Only with `verbose`.
+    Debug,
 }
 
 /// A line to log.
@@ -178,6 +180,10 @@ impl LogLine {
 
     pub(crate) fn warning(text: impl Into<String>) -> Self {
         Self { level: Level::Warning, text: text.into() }
+    }
+
+    pub(crate) fn debug(text: impl Into<String>) -> Self {
+        Self { level: Level::Debug, text: text.into() }
     }
 
     pub(crate) fn log(text: impl Into<String>) -> Self {

@@ -230,12 +230,13 @@ impl<S, R: Clone> Pools<S, R> {
 
     fn next_idle(&self, pool: PoolId, home: WorkerId) -> Option<ServerId> {
         let lists = self.pools[pool].idle_lists();
-        if let Some(id) = lists.get(usize::from(home)).and_then(List::first) {
-            return Some(id);
-        }
         let firsts = lists.iter().filter_map(List::first);
         let stamp = |id: &ServerId| self.servers[*id].stamp;
-        if self.config.settings.server_round_robin { firsts.min_by_key(stamp) } else { firsts.max_by_key(stamp) }
+        if self.config.settings.server_round_robin {
+            // Whoever asks for turns wants them over all servers, wherever they are.
+            return firsts.min_by_key(stamp);
+        }
+        lists.get(usize::from(home)).and_then(List::first).or_else(|| firsts.max_by_key(stamp))
     }
 
     /// Hands out nothing: neither paused nor suspended, and not on its way out.

@@ -34,6 +34,8 @@ pub struct Ctx<'a> {
     /// What this turn adds to the pool's statistics.
     pub tally: &'a mut Counters,
     pub log: &'a mut Vec<LogLine>,
+    /// Lines of level DEBUG are wanted.
+    pub verbose: bool,
 }
 
 impl Ctx<'_> {
@@ -75,6 +77,9 @@ pub fn align(client: &mut ClientSide, server: &mut ServerSide, ctx: &mut Ctx<'_>
         adopt(client, server, ctx);
         return false;
     };
+    if ctx.verbose {
+        ctx.log.push(LogLine::debug(format!("varcache_apply: {sql}")));
+    }
     out.own(|own| encode::query(own, sql.as_bytes()));
     server.outstanding.push(Request::Query, Give::Skip);
     server.setting_vars = true;

@@ -429,5 +429,6 @@ pub(crate) fn log_line(level: Level, text: &str) {
         Level::Error => tracing::error!("{text}"),
         Level::Warning => tracing::warn!("{text}"),
         Level::Log => tracing::info!("{text}"),
+        Level::Debug => tracing::debug!("{text}"),
     }
 }

@@ -45,6 +45,7 @@ macro_rules! context {
             statements: &mut |tail| statements.lock().intern(tail),
             tally: &mut $worker.tally,
             log: &mut $worker.log,
+            verbose: settings.verbose.is_some_and(|level| level > 0),
         }
     }};
 }
@@ -367,7 +368,7 @@ impl Worker {
     /// A client that went before it was logged in, without a word from us, gets no closing line.
     fn worth_a_line(&self, client: &Client, end: &End) -> bool {
         match client.phase {
-            Phase::Login(_) => end.why.tell || client.user.is_some() && end.why.reason != "client unexpected eof",
+            Phase::Login(_) => end.why.reason != "client unexpected eof",
             _ => true,
         }
     }

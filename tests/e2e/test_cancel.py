@@ -159,6 +159,7 @@ def test_storm_of_cancels_never_hits_another_client(make_pooler):
     until(lambda: (pooler.pool()["sv_being_canceled"], pooler.pool()["sv_active"], pooler.pool()["cl_waiting_cancel_req"]) == (0, 0, 0))
 
 
+@pytest.mark.needs("peers")
 @pytest.mark.since("1.19")
 def test_cancel_is_forwarded_to_a_peer(make_pooler, pg):
     a, b = make_pooler(start=False), make_pooler(start=False)

@@ -1,4 +1,5 @@
 """The first deployment: md5 logins, transaction pooling, 100 clients over at most 25 servers, warm servers, a reserve."""
+import signal
 
 import pytest
 
@@ -165,7 +166,7 @@ def test_broken_file_at_reload_applies_nothing_of_what_stands_before_the_error(d
     deployment.ini["default_pool_size"] = 11
     deployment.userlist["admin"] = "changed"
     deployment.write(extra="nonsense\n")
-    deployment.reload()
+    deployment.signal(signal.SIGHUP)
     deployment.wait_log("config file loading failed")
     with deployment.login("admin", "pgbouncer", password="SecurePass2024!") as console:
         rows = {r["key"]: r["value"] for r in console.query("SHOW CONFIG").dicts}

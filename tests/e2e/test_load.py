@@ -29,8 +29,9 @@ def pgbench(pg, pooler, mode, *more, clients=64):
 MODES = ["simple", "extended", pytest.param("prepared", marks=pytest.mark.since("1.24"))]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("script", ["-S", "-N"])
+# pgbench prepares inside a transaction and waits for it, all clients of a thread with it: -N needs as many servers as clients
+@pytest.mark.parametrize("mode, script", [(mode, "-S") for mode in ["simple", "extended"]] + [
+    ("simple", "-N"), ("extended", "-N"), pytest.param("prepared", "-S", marks=pytest.mark.since("1.24"))])
 def test_pgbench_with_64_clients(make_pooler, pg, accounts, mode, script):
     pg.no_clients()
     pooler = make_pooler(ini={"default_pool_size": 10, "max_client_conn": 200})

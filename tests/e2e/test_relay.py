@@ -274,9 +274,12 @@ def test_prepared_name_twice(pooler):
 
 @prepared
 def test_prepared_name_unknown(pooler):
+    """As in PostgreSQL an error inside a living connection; PgBouncer closes it."""
     with pooler.login() as wire:
         wire.send(bind("", "nosuch") + execute() + SYNC)
-        wire.expect_fatal("prepared statement did not exist")
+        error = wire.result().error
+        assert (error["C"], error["M"]) == ("26000", 'prepared statement "nosuch" does not exist')
+        assert wire.query("SELECT 1").value == "1"
     pooler.wait_log("prepared statement 'nosuch' not found")
 
 
@@ -333,13 +336,15 @@ def test_discard_all_and_deallocate_all_are_understood(make_pooler):
 
 
 @prepared
-def test_failed_parse_is_tried_again(make_pooler):
+def test_failed_parse_leaves_its_name_free(make_pooler):
     pooler = make_pooler(ini={"default_pool_size": 1})
     with pooler.login() as a, pooler.login() as b:
         a.send(parse("s", "SELECT * FROM later") + SYNC)
         assert a.result().error["C"] == "42P01"
         b.query("CREATE TABLE later AS SELECT 9 AS n")
         a.send(bind("", "s") + execute() + SYNC)
+        assert a.result().error["C"] == "26000"
+        a.send(parse("s", "SELECT * FROM later") + bind("", "s") + execute() + SYNC)
         assert a.result().rows == [["9"]]
         b.query("DROP TABLE later")
 
@@ -364,6 +369,7 @@ def test_tracking_switched_off_passes_names_through(make_pooler, binary):
         assert a.query("SELECT name FROM pg_prepared_statements").rows == [["mine"]]
 
 
+@pytest.mark.needs("replication")
 @pytest.mark.since("1.23")
 def test_replication_connection(pooler):
     with pooler.login(replication="database") as wire:

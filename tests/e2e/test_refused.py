@@ -1,0 +1,45 @@
+"""What this build does not have is refused with a clear error, never ignored."""
+
+import pytest
+
+from support.wire import ServerError
+
+pytestmark = pytest.mark.ours
+
+SETTINGS = {
+    "auth_type": "hba",
+    "auth_user": "app",
+    "client_tls_sslmode": "require",
+    "server_tls_sslmode": "verify-full",
+    "dns_zone_check_period": "10",
+    "resolv_conf": "/etc/resolv.conf",
+    "peer_id": "1",
+    "syslog": "1",
+    "so_reuseport": "1",
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_setting_is_refused_at_start(make_pooler, name):
+    pooler = make_pooler(start=False, ini={name: SETTINGS[name]})
+    pooler.write()
+    done = pooler.run_to_end()
+    assert done.returncode == 1
+    assert f'setting "{name}" is set to "{SETTINGS[name]}"' in done.stderr
+    assert "FATAL cannot load config file" in done.stderr
+
+
+def test_setting_is_refused_on_the_console(pooler):
+    with pytest.raises(ServerError, match="SET failed"):
+        pooler.admin("SET syslog = 1")
+    assert next(r["value"] for r in pooler.show("CONFIG") if r["key"] == "syslog") == "0"
+
+
+def test_suspend_is_refused(pooler):
+    with pytest.raises(ServerError, match="SUSPEND is not supported by this build"):
+        pooler.admin("SUSPEND")
+
+
+def test_replication_login_is_refused(pooler):
+    with pytest.raises(ServerError, match="replication connections are not supported by this build"):
+        pooler.login(replication="database")
