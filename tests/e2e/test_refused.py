@@ -23,10 +23,10 @@ SETTINGS = {
 def test_setting_is_refused_at_start(make_pooler, name):
     pooler = make_pooler(start=False, ini={name: SETTINGS[name]})
     pooler.write()
-    done = pooler.run_to_end()
-    assert done.returncode == 1
-    assert f'setting "{name}" is set to "{SETTINGS[name]}"' in done.stderr
-    assert "FATAL cannot load config file" in done.stderr
+    pooler.start(wait=False)
+    assert pooler.wait_end() == 1
+    assert f'setting "{name}" is set to "{SETTINGS[name]}"' in pooler.log()
+    assert "FATAL cannot load config file" in pooler.log()
 
 
 def test_setting_is_refused_on_the_console(pooler):
