@@ -32,11 +32,15 @@ use crate::worker::table::WAKER;
 /// Stack of a worker thread; turns are shallow.
 const WORKER_STACK_BYTES: usize = 1 << 20;
 
+/// The daemon could not start, and has said why: exit status 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotStarted;
+
 /// Runs the daemon from its options to its end.
 ///
 /// # Errors
-/// It could not start, and has said why; exit status 1.
-pub fn run(options: &Options) -> Result<(), ()> {
+/// It could not start.
+pub fn run(options: &Options) -> Result<(), NotStarted> {
     // The first reading is the zero of all later ones.
     let _ = Clock::now();
     log::init(options.quiet, options.verbose);
@@ -44,6 +48,7 @@ pub fn run(options: &Options) -> Result<(), ()> {
         if !text.is_empty() {
             log::fatal(text);
         }
+        NotStarted
     })
 }
 

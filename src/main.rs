@@ -21,7 +21,7 @@ fn main() -> ExitCode {
                 // Workers are in their loops; they end with the process, and nobody waits for them.
                 std::process::exit(0);
             }
-            Err(()) => ExitCode::FAILURE,
+            Err(boot::NotStarted) => ExitCode::FAILURE,
         },
     }
 }

@@ -721,6 +721,7 @@ impl Drop for Seed {
 fn pools_stand_a_random_life() {
     let steps = from_env("SIM_STEPS").unwrap_or(20_000);
     let every = from_env("SIM_CHECK_EVERY").unwrap_or(1).max(1);
+    #[expect(clippy::disallowed_methods, reason = "a fresh seed for each run")]
     let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |age| age.subsec_nanos());
     let seeds = match from_env("SIM_SEED") {
         Some(seed) => vec![seed],

@@ -41,6 +41,7 @@ pub enum Phase {
 }
 
 /// A login in progress.
+#[derive(Default)]
 pub struct Login {
     pub received: Vec<u8>,
     pub encryption_requests: EncryptionRequests,

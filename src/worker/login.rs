@@ -3,7 +3,6 @@
 //! The order of the checks is what clients and log watchers of PgBouncer know: startup message, client limit, database
 //! entry, console rules, user, limits, authentication, and only then what must not be told to strangers.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::admin::command::Rights;
@@ -458,21 +457,6 @@ fn bad_packet() -> Disconnect {
 
 fn gone() -> End {
     Disconnect::silent("client unexpected eof").into()
-}
-
-impl Default for Login {
-    fn default() -> Self {
-        Self {
-            received: Vec::new(),
-            encryption_requests: crate::worker::client::EncryptionRequests::default(),
-            params: None,
-            auth: None,
-            deriving: false,
-            user: None::<Arc<UserSecret>>,
-            unknown_database: false,
-            console: None,
-        }
-    }
 }
 
 /// The secret that a pool's servers are logged in with.

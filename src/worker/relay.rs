@@ -1,9 +1,9 @@
 //! A turn of a logged-in client: both directions, checkout, link and release.
 //!
 //! ```text
-//! relay -> from_server -> Downstream::run -> write       (answers first)
+//! relay -> read_server -> Downstream::run -> write       (answers first)
 //!       -> let_go -> Pools::release                       (the server is settled)
-//!       -> from_client -> unlinked -> checkout -> link -> align -> Upstream::run -> write
+//!       -> read_client -> unlinked -> checkout -> link -> align -> Upstream::run -> write
 //! ```
 
 use crate::broker::Broker;
@@ -80,7 +80,7 @@ impl Worker {
                 return Err(crashed());
             }
             if server.stream.readable() && !client.stream.is_blocked() {
-                progress |= self.from_server(client)?;
+                progress |= self.read_server(client)?;
             }
             self.let_go(client)?;
         }
@@ -89,14 +89,14 @@ impl Worker {
         }
         let can_send = client.server.as_ref().is_none_or(|s| !s.stream.is_blocked() && !s.side.setting_vars);
         if client.stream.readable() && can_send {
-            progress |= self.from_client(client)?;
+            progress |= self.read_client(client)?;
         }
         Ok(progress)
     }
 
     /// Reads the server once and passes on what it said.
     #[inline]
-    fn from_server(&mut self, client: &mut Client) -> Result<bool, End> {
+    fn read_server(&mut self, client: &mut Client) -> Result<bool, End> {
         let Some(server) = &mut client.server else { return Ok(false) };
         let mut scratch = std::mem::take(&mut self.scratch);
         let read = match server.stream.read(&mut scratch.input) {
@@ -164,7 +164,7 @@ impl Worker {
 
     /// Reads the client once and passes on what it said.
     #[inline]
-    fn from_client(&mut self, client: &mut Client) -> Result<bool, End> {
+    fn read_client(&mut self, client: &mut Client) -> Result<bool, End> {
         let mut input = std::mem::take(&mut self.scratch.input);
         let done = match client.stream.read(&mut input) {
             ReadResult::Data(n) => {
@@ -196,7 +196,7 @@ impl Worker {
                 return Ok(());
             }
         }
-        self.to_server(client, input, at)
+        self.send_on(client, input, at)
     }
 
     /// Asks the pools for a server. False if the client has to wait for it, or for its parameters to be set.
@@ -252,7 +252,7 @@ impl Worker {
     }
 
     #[inline]
-    fn to_server(&mut self, client: &mut Client, input: &[u8], at: usize) -> Result<(), End> {
+    fn send_on(&mut self, client: &mut Client, input: &[u8], at: usize) -> Result<(), End> {
         let Some(server) = &mut client.server else { return Ok(()) };
         let mut ctx = context!(self, client.mode);
         let ran = Upstream {
