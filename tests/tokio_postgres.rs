@@ -3,6 +3,8 @@
 //! Starts a throwaway PostgreSQL and the daemon on free ports in a fresh directory. As root both run as user postgres.
 //! `PG_BIN` names PostgreSQL's directory of programs if `pg_config` does not, `PGBOUNCER_BIN` another daemon.
 
+#![expect(clippy::disallowed_methods, reason = "deadlines of a test, not times of the core")]
+
 use std::error::Error;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
