@@ -4,7 +4,7 @@
 //!
 //! `LEDGER_OPERATIONS` sets the number of operations (10,000), `LEDGER_SEED` the seed, which is printed.
 
-#![expect(clippy::disallowed_methods, reason = "deadlines of a test, not times of the core")]
+#![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "deadlines and figures of a test")]
 
 mod support;
 
