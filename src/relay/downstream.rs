@@ -176,7 +176,8 @@ impl Downstream<'_, '_> {
             be::COPY_IN_RESPONSE | be::COPY_BOTH_RESPONSE => {
                 server.copying = true;
                 if let Some(client) = &mut self.client {
-                    client.copying = true;
+                    // A client that pipelines may have ended the copy before it began.
+                    client.copying = !server.outstanding.holds_copy_done();
                 }
                 return Ok(());
             }

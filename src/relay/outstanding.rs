@@ -24,7 +24,7 @@ pub enum Request {
     Execute,
     Close,
     Sync,
-    /// CopyDone or CopyFail sent while the server was in copy-in mode.
+    /// CopyDone or CopyFail. It ends the copy-in before it; outside of one the server ignores it, and never answers it.
     CopyDone,
 }
 
@@ -64,6 +64,21 @@ impl Outstanding {
         self.queue.push_back(Expected { request, give, undo: None });
     }
 
+    /// Adds a CopyDone or CopyFail. Whether the server is in copy-in mode when it reads it is not known yet: a client may
+    /// send it before the CopyInResponse has come.
+    pub fn push_copy_done(&mut self) {
+        self.push(Request::CopyDone, Give::Skip);
+        self.drop_ignored();
+    }
+
+    /// When everything before a CopyDone has been answered, no copy-in was open: the server ignores it.
+    #[inline]
+    fn drop_ignored(&mut self) {
+        while self.queue.front().is_some_and(|head| head.request == Request::CopyDone) {
+            self.queue.pop_front();
+        }
+    }
+
     /// Adds an entry with what it changed in advance.
     pub fn push_with(&mut self, request: Request, give: Give, undo: Undo) {
         self.queue.push_back(Expected { request, give, undo: Some(Box::new(undo)) });
@@ -89,6 +104,12 @@ impl Outstanding {
     #[must_use]
     pub fn holds_sync(&self) -> bool {
         self.queue.iter().any(|entry| entry.request == Request::Sync)
+    }
+
+    /// True if a CopyDone or CopyFail has been sent for what the server is working on.
+    #[must_use]
+    pub fn holds_copy_done(&self) -> bool {
+        self.queue.iter().any(|entry| entry.request == Request::CopyDone)
     }
 
     /// Entries with something to undo, oldest first.
@@ -121,6 +142,7 @@ impl Outstanding {
             }
             Some(_) => {
                 self.queue.pop_front();
+                self.drop_ignored();
                 Ok(())
             }
             None => Err(NoOwner),
@@ -142,6 +164,7 @@ impl Outstanding {
         }
         if head == Some(Request::Execute) {
             self.queue.pop_front();
+            self.drop_ignored();
         }
         Ok(())
     }
@@ -176,6 +199,7 @@ impl Outstanding {
             return match self.queue.front().map(|entry| entry.request) {
                 Some(Request::Query | Request::FunctionCall | Request::Sync) => {
                     self.queue.pop_front();
+                    self.drop_ignored();
                     Ok(Vec::new())
                 }
                 _ => Err(NoOwner),
@@ -183,13 +207,17 @@ impl Outstanding {
         }
         let sync = self.queue.iter().position(|entry| entry.request == Request::Sync).ok_or(NoOwner)?;
         self.skipping = false;
-        Ok(undo_of(self.queue.drain(..=sync)))
+        let undos = undo_of(self.queue.drain(..=sync));
+        self.drop_ignored();
+        Ok(undos)
     }
 
     /// The invented answer that is due now, if one is.
     pub fn due(&mut self) -> Option<Expected> {
         if self.queue.front().is_some_and(|head| head.give == Give::Fake) && !self.skipping {
-            return self.queue.pop_front();
+            let due = self.queue.pop_front();
+            self.drop_ignored();
+            return due;
         }
         None
     }
@@ -271,6 +299,29 @@ mod tests {
         assert!(q.is_empty());
         q.push(Sync, Give::Forward);
         q.ready().expect("the sync after the late CopyDone");
+    }
+
+    #[test]
+    fn a_pipelined_copy_that_fails_leaves_the_next_batch_alone() {
+        use Request::{CopyDone, Execute, Parse, Sync};
+        let mut q = queue(&[Execute, CopyDone, Sync, Parse, Sync]);
+        q.error(true);
+        q.ready().expect("the sync of the copy");
+        assert_eq!(q.len(), 2);
+        assert_eq!(q.answered(Parse), Ok(()));
+        q.ready().expect("the next sync");
+        assert!(q.is_empty());
+    }
+
+    #[test]
+    fn a_late_copy_done_is_owed_no_answer() {
+        let mut q = queue(&[Request::Query]);
+        q.error(true);
+        q.push_copy_done();
+        q.ready().expect("the query");
+        assert!(q.is_empty());
+        q.push_copy_done();
+        assert!(q.is_empty());
     }
 
     #[test]

@@ -201,6 +201,18 @@ impl Undo {
         }
     }
 
+    /// The statement that this is about.
+    #[must_use]
+    pub fn statement(&self) -> &Statement {
+        match self {
+            Self::Named { statement, .. }
+            | Self::Injected { statement }
+            | Self::Closed { statement, .. }
+            | Self::Evicted { statement }
+            | Self::Duplicate { statement, .. } => statement,
+        }
+    }
+
     /// Takes the change back.
     pub fn apply(self, server: &mut ServerStatements, client: Option<&mut ClientNames>) {
         match self {

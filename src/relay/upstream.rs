@@ -241,10 +241,8 @@ impl Upstream<'_, '_> {
             fe::SYNC => Request::Sync,
             fe::COPY_DONE | fe::COPY_FAIL => {
                 self.client.copying = false;
-                if self.server.copying {
-                    self.server.outstanding.push(Request::CopyDone, Give::Skip);
-                    self.server.ready = false;
-                }
+                self.server.outstanding.push_copy_done();
+                self.server.ready = false;
                 return Ok(());
             }
             fe::COPY_DATA => return Ok(()),
@@ -266,10 +264,15 @@ impl Upstream<'_, '_> {
         self.server.ready = false;
     }
 
-    /// True if an earlier batch that is still open may yet change what `name` means.
-    fn undecided(&self, name: &[u8]) -> bool {
+    /// True if an earlier batch that is still open may yet change what `name` means, or whether the server has the
+    /// statement: should it fail, what it did in advance is taken back.
+    fn undecided(&self, name: &[u8], statement: Option<&Statement>) -> bool {
         let outstanding = &self.server.outstanding;
-        outstanding.holds_sync() && outstanding.undos().any(|undo| undo.client_name() == Some(name))
+        let concerned = |undo: &Undo| {
+            undo.client_name() == Some(name)
+                || statement.is_some_and(|statement| undo.statement().number == statement.number)
+        };
+        outstanding.holds_sync() && outstanding.undos().any(concerned)
     }
 
     fn parse(&mut self, message: Message<'_>) -> Result<Handled, Disconnect> {
@@ -283,17 +286,18 @@ impl Upstream<'_, '_> {
         if split_cstr(tail).is_none() {
             return Err(Disconnect::fatal("broken Parse packet"));
         }
-        if self.undecided(name) {
+        let known = self.client.names().and_then(|names| names.get(name)).cloned();
+        let statement = known.clone().unwrap_or_else(|| (self.ctx.statements)(tail));
+        if self.undecided(name, Some(&statement)) {
             return Ok(Handled::Settle);
         }
         self.opens();
         self.count(message.bytes.len());
         self.ctx.tally.client_parse_count += 1;
-        if let Some(known) = self.client.names().and_then(|names| names.get(name)).cloned() {
+        if let Some(known) = known {
             self.duplicate(name, tail, known);
             return Ok(Handled::Done);
         }
-        let statement = (self.ctx.statements)(tail);
         self.client.extra().names.bind(name, statement.clone());
         let on_server = self.server.statements.contains(&statement);
         let undo = Undo::Named { name: name.into(), statement: statement.clone(), on_server: !on_server };
@@ -319,15 +323,13 @@ impl Upstream<'_, '_> {
         self.server.outstanding.push_with(Request::Parse, Give::Forward, undo);
     }
 
-    /// The statement that a client's name stands for; `None` if the client never prepared it, in which case the server is
-    /// to say so.
-    fn lookup(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        let found = self.client.names().and_then(|names| names.get(name)).cloned();
-        if found.is_none() {
+    /// Notes in the log that the client never prepared what it names; the server is to tell the client.
+    fn found(&mut self, name: &[u8], known: Option<Arc<Statement>>) -> Option<Arc<Statement>> {
+        if known.is_none() {
             let line = format!("prepared statement '{}' not found", String::from_utf8_lossy(name));
             self.ctx.log.push(LogLine::error(line));
         }
-        found
+        known
     }
 
     /// Makes sure that the server has the statement, by a Parse of our own before what needs it.
@@ -364,13 +366,14 @@ impl Upstream<'_, '_> {
             message.forward(0, self.out);
             return Ok(Handled::Done);
         }
-        if self.undecided(name) {
+        let known = self.client.names().and_then(|names| names.get(name)).cloned();
+        if self.undecided(name, known.as_deref()) {
             return Ok(Handled::Settle);
         }
         self.opens();
         self.count(message.bytes.len());
         self.ctx.tally.bind_count += 1;
-        let Some(statement) = self.lookup(name) else {
+        let Some(statement) = self.found(name, known) else {
             message.forward(0, self.out);
             self.server.outstanding.push(Request::Bind, Give::Forward);
             return Ok(Handled::Done);
@@ -399,12 +402,13 @@ impl Upstream<'_, '_> {
             message.forward(0, self.out);
             return Ok(Handled::Done);
         };
-        if self.undecided(name) {
+        let known = self.client.names().and_then(|names| names.get(name)).cloned();
+        if self.undecided(name, known.as_deref()) {
             return Ok(Handled::Settle);
         }
         self.opens();
         self.count(message.bytes.len());
-        if let Some(statement) = self.lookup(name) {
+        if let Some(statement) = self.found(name, known) {
             self.ensure(&statement);
             self.out.own(|own| {
                 encode::message(own, fe::DESCRIBE, |body| {
@@ -427,7 +431,7 @@ impl Upstream<'_, '_> {
             message.forward(0, self.out);
             return Ok(Handled::Done);
         };
-        if self.undecided(name) {
+        if self.undecided(name, None) {
             return Ok(Handled::Settle);
         }
         self.ctx.request_begins(self.client);
