@@ -64,6 +64,10 @@ fn start(options: &Options) -> Result<(), Fatal> {
     sys::user::refuse_root()?;
     // Only now, or a refused start as root would leave a file that belongs to root.
     open_logfile(&config.settings.logfile)?;
+    // served on other addresses than those that were meant, clients would look in vain
+    if sys::service::passed_sockets() > 0 {
+        return Err(Fatal("sockets passed from the service manager are not supported by this build".to_owned()));
+    }
     let users = read_users(&config, &Users::new());
     let settings = &config.settings;
     let port = u16::try_from(settings.listen_port).map_err(|_| bad_port(settings.listen_port))?;
@@ -189,6 +193,7 @@ fn serve(config: Config, users: Users, listeners: Listeners, port: u16) -> Resul
             .map_err(failed("cannot start a worker"))?;
     }
     tracing::info!("{}", cli::process_up());
+    sys::service::notify(sys::service::READY);
     let supervisor = Supervisor::new(shared, live, listeners);
     let ended = runtime.block_on(supervisor.run(request_queue, job_queue)).map_err(failed("cannot receive signals"))?;
     if let Some(unix) = ended.unix {

@@ -24,6 +24,7 @@ use crate::pool::{CloseScope, ShutdownMode};
 use crate::shared::{Job, Live, Message, Request, Shared};
 use crate::supervisor::resolver::Resolver;
 use crate::supervisor::statistics::Statistics;
+use crate::sys::service;
 use crate::worker::{Here, log_line, obey_from_outside};
 
 /// Three times a second.
@@ -36,6 +37,7 @@ pub enum Exit {
 }
 
 /// A console command that is answered later.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Pending {
     client: crate::id::ClientRef,
     what: PendingKind,
@@ -197,6 +199,7 @@ impl Supervisor {
             ShutdownMode::WaitForServers | ShutdownMode::None => "waiting for all servers connections to be released",
         };
         tracing::info!("got {signal}, shutting down, {what}");
+        service::notify(service::STOPPING);
         self.begin_shutdown(mode);
     }
 

@@ -12,6 +12,7 @@ use crate::config::{self, AuthType, Config, Level, userlist};
 use crate::log;
 use crate::shared::{Live, Message, UserSecret};
 use crate::supervisor::Supervisor;
+use crate::sys::service;
 use crate::worker::log_line;
 use crate::worker::open::tcp_options;
 
@@ -70,7 +71,9 @@ pub fn read_users(config: &Config, known: &Users) -> Users {
 impl Supervisor {
     pub(super) fn hangup(&mut self) {
         tracing::info!("got SIGHUP, re-reading config");
+        service::notify_reloading();
         self.reload();
+        service::notify(service::READY);
     }
 
     /// Reads everything again. False: nothing has changed.
@@ -78,6 +81,8 @@ impl Supervisor {
         let path = self.live.config.settings.conffile.clone().unwrap_or_default();
         let Some(config) = load(Path::new(&path), Some(&self.live.config)) else {
             log_line(Level::Warning, "config file loading failed");
+            // the one who rotates logs must not have to mend the configuration first
+            log::reopen_logfile(&self.live.config.settings.logfile);
             return false;
         };
         let users = read_users(&config, &self.live.users);

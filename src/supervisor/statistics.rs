@@ -8,6 +8,7 @@ use crate::config::CONSOLE_DATABASE;
 use crate::id::PoolId;
 use crate::stats::{Averages, Counters, History, Periods};
 use crate::supervisor::Supervisor;
+use crate::sys::service;
 use crate::time::Micros;
 
 /// What earlier periods ended with.
@@ -76,9 +77,11 @@ impl Supervisor {
             self.statistics.pools.insert(id, history);
         }
         self.statistics.console.turn(*self.shared.console_counters.lock());
+        let (_, averages) = self.stats_total();
+        let line = averages.log_line();
+        service::notify(&format!("STATUS={}", line.replace(" us", " μs")));
         if self.live.config.settings.log_stats {
-            let (_, averages) = self.stats_total();
-            tracing::info!("{}", averages.log_line());
+            tracing::info!("{line}");
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod localtime;
 pub mod pidfile;
 pub mod resolve;
+pub mod service;
 pub mod socket;
 pub mod user;
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -356,3 +357,49 @@ def test_psql_reads_the_console(pooler, pg):
     done = run([pg.bin / "psql", "-h", "127.0.0.1", "-p", pooler.port, "-U", "admin", "-d", "pgbouncer", "-X", "-At", "-c", "SHOW VERSION"],
                cwd="/", **as_daemon_user())
     assert done.stdout.startswith("PgBouncer 1.")
+
+
+def test_log_is_reopened_although_the_configuration_is_broken(make_pooler):
+    pooler = make_pooler(start=False)
+    logfile = pooler.dir / "pgbouncer.log"
+    pooler.ini["logfile"] = logfile
+    pooler.write()
+    pooler.start()
+    logfile.rename(pooler.dir / "old.log")
+    pooler.write(extra="nonsense\n")
+    pooler.signal(signal.SIGHUP)
+    pooler.wait_log("config file loading failed")
+    pooler.login().close()
+    until(logfile.exists, what="the log is reopened")
+
+
+@pytest.mark.since("1.25")
+def test_service_manager_is_told(make_pooler, monkeypatch):
+    pooler = make_pooler(start=False, ini={"stats_period": 1, "log_stats": 0})
+    path = pooler.dir / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        path.chmod(0o777)
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        pooler.start()
+
+        def told(pattern):
+            return until(lambda: re.fullmatch(pattern, manager.recv(4096).decode()), what=pattern)
+
+        told("READY=1")
+        told(r"STATUS=stats: 0 xacts/s, .*wait 0 \u03bcs")
+        pooler.signal(signal.SIGHUP)
+        told(r"RELOADING=1\nMONOTONIC_USEC=\d+")
+        told("READY=1")
+        pooler.signal(signal.SIGTERM)
+        told("STOPPING=1")
+        assert pooler.wait_end() == 0
+
+
+@pytest.mark.ours
+def test_sockets_of_the_service_manager_are_refused(make_pooler):
+    pooler = make_pooler(start=False)
+    done = subprocess.run(["sh", "-c", f"LISTEN_FDS=1 LISTEN_PID=$$ exec {pooler.binary.path} {pooler.conf}"], cwd=pooler.dir,
+                          capture_output=True, text=True, timeout=10, check=False, **as_daemon_user())
+    assert done.returncode == 1 and "FATAL sockets passed from the service manager are not supported by this build" in done.stderr
