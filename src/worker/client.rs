@@ -140,9 +140,19 @@ impl Client {
     #[must_use]
     pub fn prefix(&self) -> String {
         let database = self.pool.as_ref().map_or("(nodb)", |pool| &pool.database);
-        let database = if matches!(self.phase, Phase::Console(_)) { "pgbouncer" } else { database };
+        let database = if self.at_console() { "pgbouncer" } else { database };
         let user = self.user.as_deref().unwrap_or("(nouser)");
         format!("C-{:#x}: {database}/{user}@{} ", self.ptr(), self.peer)
+    }
+
+    /// Logged in at the console or, by a user who is known, on the way there.
+    #[must_use]
+    pub const fn at_console(&self) -> bool {
+        match &self.phase {
+            Phase::Console(_) => true,
+            Phase::Login(login) => login.console.is_some(),
+            _ => false,
+        }
     }
 
     /// True from AuthenticationOk on.

@@ -27,6 +27,14 @@ use crate::worker::peer::PeerAddr;
 /// Most bytes kept of somebody who has not logged in: the largest password message and a little.
 const MAX_RECEIVED: usize = MAX_PASSWORD_BYTES + 1024;
 
+/// Names of databases are cut here in log lines and errors, bytes.
+const MAX_REPORTED_DATABASE: usize = 63;
+
+/// What is reported of the name of a database that need not exist.
+fn reported(database: &str) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(&database.as_bytes()[..database.len().min(MAX_REPORTED_DATABASE)])
+}
+
 /// What one look at the received bytes came to.
 pub(super) enum Next {
     /// Nothing more can be done now.
@@ -150,8 +158,7 @@ impl Worker {
     fn database_login(&mut self, client: &mut Client, params: StartupParams) -> Result<(), End> {
         let now = self.now;
         if params.user.len() > MAX_USER_BYTES {
-            let database: String = params.database.chars().take(63).collect();
-            tracing::info!("{}login failed: db={database} user={}", client.prefix(), params.user);
+            tracing::info!("{}login failed: db={} user={}", client.prefix(), reported(&params.database), params.user);
             return Err(Disconnect::fatal("username too long").into());
         }
         let database = self.pools(|broker| {
@@ -170,11 +177,11 @@ impl Worker {
             };
             user.clone_from(forced);
         }
-        client.user = Some(user.as_str().into());
         let known = self.live.users.get(&user).cloned();
         if known.is_none() && auth_type != AuthType::Any {
             tracing::info!("{}no such user: {user}", client.prefix());
         }
+        client.user = Some(user.as_str().into());
         if let Some((db, entry)) = &database
             && (known.is_some() || auth_type == AuthType::Any)
         {
@@ -198,44 +205,48 @@ impl Worker {
 
     fn log_attempt(&self, client: &Client, database: &str, user: &str) {
         if self.live.config.settings.log_connections {
+            let database = reported(database);
             tracing::info!("{}login attempt: db={database} user={user} tls=no replication=no", client.prefix());
         }
     }
 
-    /// A login to the console: who may not use it is told so before any password.
+    /// A login to the console: a known user who may not use it is told so before any password, a stranger only after it.
     fn console_login(&mut self, client: &mut Client, params: StartupParams) -> Result<(), End> {
         let settings = &self.live.config.settings;
         let user = params.user.clone();
         let own_uid = matches!(client.peer, PeerAddr::Unix { uid: Some(uid), .. } if uid == self.shared.uid);
         let peer_login = own_uid && user == CONSOLE_DATABASE;
-        let any = settings.auth_type == AuthType::Any;
+        let open = peer_login || settings.auth_type == AuthType::Any;
         let is_admin = tokens(&settings.admin_users).any(|name| name == user);
         let is_stats = tokens(&settings.stats_users).any(|name| name == user);
         let rights = match () {
-            () if peer_login || is_admin => Rights::Admin,
-            () if is_stats || any => Rights::Stats,
-            () => {
-                client.user = Some(user.as_str().into());
-                return Err(Disconnect::fatal("not allowed").into());
-            }
+            () if peer_login || is_admin => Some(Rights::Admin),
+            () if is_stats || open => Some(Rights::Stats),
+            () => None,
         };
-        let shown = if any && !peer_login { CONSOLE_DATABASE } else { user.as_str() };
-        client.user = Some(shown.into());
         let known = self.live.users.get(&user).cloned();
-        if known.is_some() || peer_login || any {
-            let user_id = self.pools(|broker| broker.pools.attach_console(shown, is_admin))?;
-            client.user_id = Some(user_id);
+        if known.is_none() && !open {
+            tracing::info!("{}no such user: {user}", client.prefix());
+        }
+        let shown = if open { CONSOLE_DATABASE } else { user.as_str() };
+        client.user = Some(shown.into());
+        let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+        login.params = Some(params);
+        login.user.clone_from(&known);
+        if known.is_some() || open {
+            // for somebody without rights this lasts as long as this call
+            login.console = Some(rights.unwrap_or(Rights::Stats));
+            client.user_id = Some(self.pools(|broker| broker.pools.attach_console(shown, is_admin))?);
         }
         if peer_login {
             tracing::info!("{}pgbouncer access from unix socket", client.prefix());
         }
         self.log_attempt(client, CONSOLE_DATABASE, &user);
-        let Phase::Login(login) = &mut client.phase else { return Ok(()) };
-        login.console = Some(rights);
-        login.params = Some(params);
-        login.user.clone_from(&known);
-        if peer_login || any {
+        if open {
             return self.authenticated(client);
+        }
+        if known.is_some() && rights.is_none() {
+            return Err(Disconnect::fatal("not allowed").into());
         }
         self.authenticate(client, &user, known.as_deref())
     }
@@ -355,8 +366,8 @@ impl Worker {
         let name = params.map(|params| params.database).unwrap_or_default();
         if unknown {
             let user = client.user.as_deref().unwrap_or_default();
-            tracing::info!("{}login failed: db={name} user={user}", client.prefix());
-            let shown: String = String::from_utf8_lossy(&name.as_bytes()[..name.len().min(63)]).into_owned();
+            let shown = reported(&name);
+            tracing::info!("{}login failed: db={shown} user={user}", client.prefix());
             return Err(Disconnect::fatal(format!("no such database: {shown}")).into());
         }
         let Some(pool) = client.pool.as_ref().map(|pool| pool.id) else {

@@ -441,8 +441,7 @@ impl Worker {
             Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel => None,
         };
         let cancel = matches!(client.phase, Phase::Cancel);
-        let console = matches!(&client.phase, Phase::Console(_))
-            || matches!(&client.phase, Phase::Login(login) if login.console.is_some());
+        let console = client.at_console();
         let (pool, user, ready) = (client.pool.as_ref().map(|pool| pool.id), client.user_id, client.counted_ready);
         self.pools(|broker: &mut Broker| {
             if let Some(ticket) = ticket {
