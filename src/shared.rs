@@ -209,6 +209,8 @@ pub struct ConsoleCommand {
     pub client: ClientRef,
     pub query: Vec<u8>,
     pub rights: Rights,
+    /// What log lines about this connection begin with.
+    pub prefix: String,
 }
 
 /// What the supervisor is asked for.

@@ -63,10 +63,10 @@ pub fn done(out: &mut Vec<u8>, tag: &str) {
     ready(out);
 }
 
-/// The whole answer to SET of a parameter that the console does not have.
+/// The answer to SET of a parameter that the console does not have; ReadyForQuery is the caller's.
 pub fn set_ignored(out: &mut Vec<u8>) {
     notice(out, "SET ignored", None);
-    done(out, "SET");
+    complete(out, "SET");
 }
 
 /// NoticeResponse.
@@ -161,7 +161,7 @@ mod tests {
     fn answers() {
         let mut out = Vec::new();
         set_ignored(&mut out);
-        assert_eq!(texts(&out), ["NSNOTICE\0C00000\0MSET ignored\0\0", "CSET\0", "ZI"]);
+        assert_eq!(texts(&out), ["NSNOTICE\0C00000\0MSET ignored\0\0", "CSET\0"]);
         out.clear();
         assert_eq!(refuse(&mut out, &Refusal::ReloadFailed), Ok(()));
         let text = "ESERROR\0CF0000\0MRELOAD failed, see logs for additional details\0\0";

@@ -170,6 +170,27 @@ pub struct SocketRow {
     /// Never given twice; shown as [`shown_id`].
     pub id: u64,
     pub buffers: Buffers,
+    pub handover: Handover,
+}
+
+/// What SHOW FDS says of a socket beyond the other views.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Handover {
+    /// Unset while there is no socket yet.
+    pub fd: Option<i32>,
+    /// The cancel key as a big-endian number.
+    pub cancel: i64,
+    pub client_encoding: Option<String>,
+    pub std_strings: Option<String>,
+    pub datestyle: Option<String>,
+    pub timezone: Option<String>,
+}
+
+/// Without the cancel key.
+impl std::fmt::Debug for Handover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handover").field("fd", &self.fd).finish_non_exhaustive()
+    }
 }
 
 /// What the column `id` shows of a socket's number: the column is an int4, and numbers may outgrow it in a busy month.

@@ -8,9 +8,10 @@ use crate::admin::{reply, show};
 use crate::clock::Clock;
 use crate::config::keys;
 use crate::id::ClientRef;
-use crate::pool::ShutdownMode;
+use crate::pool::{PauseMode, ShutdownMode};
 use crate::shared::{ConsoleCommand, Message};
 use crate::supervisor::{Pending, PendingKind, Supervisor};
+use crate::worker::console::log_refusal;
 
 /// What a command comes to.
 enum Done {
@@ -47,10 +48,7 @@ impl Supervisor {
             }
             Ok(Done::Nothing) => return,
             Err(refusal) => {
-                tracing::error!("{refusal}");
-                if self.live.config.settings.log_pooler_errors {
-                    tracing::warn!("pooler error: {refusal}");
-                }
+                log_refusal(&refusal, &command.prefix, self.live.config.settings.log_pooler_errors);
                 if reply::refuse(&mut out, &refusal).is_err() {
                     out.clear();
                 }
@@ -80,7 +78,6 @@ impl Supervisor {
             Command::SetFake(_) => {
                 let mut out = Vec::new();
                 reply::set_ignored(&mut out);
-                reply::complete(&mut out, "SET");
                 Ok(Done::Bytes(out))
             }
             Command::Set { key, value } => self.set(&key, &value).map(|()| Done::Tag(tag)),
@@ -190,32 +187,40 @@ impl Supervisor {
             Topic::PeerPools => show::peer_pools(&mut out, &[]),
             Topic::DnsHosts => show::dns_hosts(&mut out, &self.resolver.rows(Clock::now())),
             Topic::DnsZones => show::dns_zones(&mut out, &[]),
-            Topic::Fds => show::fds(&mut out, &[]),
+            Topic::Fds => show::fds(&mut out, &self.fd_rows().await),
         }
         Ok(Done::Bytes(out))
     }
 
-    /// Answers the consoles whose wait is over. One completed PAUSE answers every console that waits.
+    /// Answers the consoles whose wait is over. A completed PAUSE answers every console that waits for anything, by its
+    /// own tag: that is also how a console whose command was cancelled comes back.
     pub(super) fn answer_pending(&mut self) {
         if self.pending.is_empty() {
             return;
         }
+        let pending = std::mem::take(&mut self.pending);
         let shared = self.shared.clone();
         let broker = shared.broker.lock();
         let pools = &broker.pools;
+        let paused = pools.pause_mode() != PauseMode::None;
+        let entry_paused = !paused && pools.database_rows().iter().any(|row| row.paused);
+        let waits_for = |what: PendingKind| pending.iter().any(|pending| pending.what == what);
+        let pause_done = waits_for(PendingKind::Pause) && paused && pools.is_drained();
+        let entries_done = waits_for(PendingKind::PauseEntry) && entry_paused && pools.paused_entries_drained();
+        let closed = |what| matches!(what, PendingKind::WaitClose(scope) if !pools.close_pending(scope));
+        let wait_done = pending.iter().any(|pending| closed(pending.what));
         let over = |pending: &Pending| match pending.what {
-            PendingKind::Pause => pools.is_drained(),
-            PendingKind::PauseEntry => pools.paused_entries_drained(),
-            PendingKind::WaitClose(scope) => !pools.close_pending(scope),
+            _ if pause_done || entries_done => true,
+            PendingKind::WaitClose(_) => closed(pending.what),
+            // what it waited for was called off
+            PendingKind::Pause => wait_done && !paused,
+            PendingKind::PauseEntry => wait_done && !entry_paused,
         };
-        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.pending).into_iter().partition(over);
+        let (done, waiting): (Vec<_>, Vec<_>) = pending.iter().copied().partition(over);
         drop(broker);
         self.pending = waiting;
+        let tag = if pause_done || entries_done { "PAUSE" } else { "WAIT_CLOSE" };
         for pending in done {
-            let tag = match pending.what {
-                PendingKind::Pause | PendingKind::PauseEntry => "PAUSE",
-                PendingKind::WaitClose(_) => "WAIT_CLOSE",
-            };
             let mut out = Vec::new();
             reply::done(&mut out, tag);
             self.reply(pending.client, out);

@@ -1,11 +1,13 @@
 //! The picture of the process for SHOW, gathered from pools and workers.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
+use crate::admin::show;
 use crate::admin::snapshot::{
-    ConfigRow, DatabaseRow, ListsSnapshot, MemRow, PoolRow, SocketRow, SocketState, State, UserRow,
+    ConfigRow, DatabaseRow, FdRow, ListsSnapshot, MemRow, PoolRow, SocketRow, SocketState, State, UserRow,
 };
 use crate::clock::Clock;
 use crate::config::{CONSOLE_DATABASE, PoolMode};
@@ -43,6 +45,24 @@ impl Supervisor {
             rows.push(shown);
         });
         rows.sort_by_key(|row| row.id);
+        rows
+    }
+
+    /// SHOW FDS: the listeners, then every socket that a successor could take over.
+    pub(super) async fn fd_rows(&self) -> Vec<FdRow> {
+        let listener = |fd: i32, addr: String, port: u16| FdRow { fd, addr, port, ..FdRow::default() };
+        let listeners = &self.listeners;
+        let tcp = listeners.tcp.iter();
+        let mut rows: Vec<_> = tcp
+            .map(|tcp| listener(tcp.socket.as_raw_fd(), tcp.addr.ip().to_string(), tcp.addr.port()))
+            .chain(
+                listeners
+                    .unix
+                    .iter()
+                    .map(|unix| listener(unix.socket.as_raw_fd(), "unix".to_owned(), self.shared.listen_port)),
+            )
+            .collect();
+        rows.extend(show::fds_of(&self.sockets().await));
         rows
     }
 

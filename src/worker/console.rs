@@ -9,7 +9,7 @@ use crate::shared::{ConsoleCommand, Request};
 use crate::wire::scan::{Item, Scanner};
 use crate::wire::tag::frontend as fe;
 use crate::worker::Worker;
-use crate::worker::client::{Client, Console, End, Phase};
+use crate::worker::client::{Client, End, Phase};
 
 /// Longest command that is kept; nobody types more.
 const MAX_RECEIVED: usize = 1 << 20;
@@ -35,26 +35,48 @@ impl Worker {
     }
 
     fn console_messages(&mut self, client: &mut Client) -> Result<(), End> {
-        let Phase::Console(console) = &mut client.phase else { return Ok(()) };
-        while !console.busy {
+        let max_packet = u32::try_from(self.live.config.settings.max_packet_size).unwrap_or(u32::MAX);
+        loop {
+            let Phase::Console(console) = &mut client.phase else { return Ok(()) };
+            if console.busy {
+                return Ok(());
+            }
             let mut pos = 0;
-            let next = Scanner::default().next(&console.received, &mut pos, i32::MAX as u32);
+            let next = Scanner::default().next(&console.received, &mut pos, max_packet);
             let item = next.map_err(|bad| crate::relay::upstream::bad_header(&bad.hex()))?;
             let Some(Item::Whole { tag, end, .. }) = item else { return Ok(()) };
             let message: Vec<u8> = console.received.drain(..end).collect();
-            let mut out = Vec::new();
-            let step = console_message(console, tag, &message[5..], &mut out);
-            client.stream.write_bytes(&out).map_err(|_| gone())?;
-            let Some(query) = step? else { continue };
+            let query = match console_message(tag, &message[5..]) {
+                Said::Query(query) => query,
+                Said::Nothing => continue,
+                Said::End(why) => return Err(why.into()),
+                Said::Refused(refusal) => {
+                    self.console_refuses(client, &refusal)?;
+                    return Err(Disconnect::fatal("bad packet").into());
+                }
+                Said::Unknown => {
+                    tracing::error!("{}unknown pkt from client: {tag}/0x{tag:x}", client.prefix());
+                    return Err(Disconnect::fatal("unknown pkt").into());
+                }
+            };
+            console.busy = true;
+            let rights = console.rights;
             if client.side.query_start.is_zero() {
                 client.side.query_start = self.now;
                 self.console_counts();
             }
             client.request_time = self.now;
-            let command = ConsoleCommand { client: client.me, query, rights: console.rights };
+            let command = ConsoleCommand { client: client.me, query, rights, prefix: client.prefix() };
             self.shared.ask(Request::Console(command));
         }
-        Ok(())
+    }
+
+    /// Answers a message of a kind that the console does not know.
+    fn console_refuses(&self, client: &mut Client, refusal: &Refusal) -> Result<(), End> {
+        log_refusal(refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
+        let mut out = Vec::new();
+        let _ = reply::refuse(&mut out, refusal);
+        client.stream.write_bytes(&out).map_err(|_| gone())
     }
 
     /// The first command of a console connection counts as a query and a transaction.
@@ -71,7 +93,10 @@ impl Worker {
             return;
         };
         console.busy = false;
-        if bytes.is_empty() || client.stream.write_bytes(bytes).is_err() {
+        if bytes.is_empty() {
+            return self.disconnect(client, Disconnect::silent("failure").into());
+        }
+        if client.stream.write_bytes(bytes).is_err() {
             return self.disconnect(client, gone());
         }
         self.clients.put_back(client);
@@ -79,26 +104,39 @@ impl Worker {
     }
 }
 
-/// A message to the console: a query to be run, or `None` if it is done with.
-fn console_message(console: &mut Console, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Result<Option<Vec<u8>>, End> {
-    let refuse = |out: &mut Vec<u8>, refusal: &Refusal| -> End {
-        tracing::error!("{refusal}");
-        let _ = reply::refuse(out, refusal);
-        Disconnect::fatal("bad packet").into()
-    };
+/// What a message to the console comes to.
+enum Said {
+    /// To be run.
+    Query(Vec<u8>),
+    Nothing,
+    /// Answered with an error, then the connection is closed.
+    Refused(Refusal),
+    /// No message of the protocol.
+    Unknown,
+    End(Disconnect),
+}
+
+fn console_message(tag: u8, body: &[u8]) -> Said {
     match tag {
-        fe::QUERY => {
-            let Some((0, query)) = body.split_last() else { return Err(Disconnect::fatal("incomplete query").into()) };
-            console.busy = true;
-            Ok(Some(query.split(|&byte| byte == 0).next().unwrap_or_default().to_vec()))
-        }
-        fe::TERMINATE => Err(Disconnect::silent("close req").into()),
-        fe::COPY_DATA | fe::COPY_DONE | fe::COPY_FAIL => Ok(None),
-        fe::PARSE | fe::BIND | fe::EXECUTE => Err(refuse(out, &Refusal::ExtendedProtocol)),
+        fe::QUERY => match body.split_last() {
+            Some((0, query)) => Said::Query(query.split(|&byte| byte == 0).next().unwrap_or_default().to_vec()),
+            _ => Said::End(Disconnect::fatal("incomplete query")),
+        },
+        fe::TERMINATE => Said::End(Disconnect::silent("close req")),
+        fe::COPY_DATA | fe::COPY_DONE | fe::COPY_FAIL => Said::Nothing,
+        fe::PARSE | fe::BIND | fe::EXECUTE => Said::Refused(Refusal::ExtendedProtocol),
         fe::DESCRIBE | fe::CLOSE | fe::FLUSH | fe::SYNC | fe::FUNCTION_CALL => {
-            Err(refuse(out, &Refusal::UnsupportedMessage(tag)))
+            Said::Refused(Refusal::UnsupportedMessage(tag))
         }
-        _ => Err(Disconnect::fatal("unknown pkt").into()),
+        _ => Said::Unknown,
+    }
+}
+
+/// The two lines of an error on the console: its text alone, which scripts look for, and whose error it was.
+pub(crate) fn log_refusal(refusal: &Refusal, prefix: &str, log_pooler_errors: bool) {
+    tracing::error!("{refusal}");
+    if log_pooler_errors {
+        tracing::warn!("{prefix}pooler error: {refusal}");
     }
 }
 

@@ -8,7 +8,7 @@
 pub mod accept;
 mod cancel;
 pub mod client;
-mod console;
+pub(crate) mod console;
 pub(crate) mod login;
 pub(crate) mod open;
 mod parked;

@@ -6,7 +6,7 @@
 //! ```
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -126,6 +126,10 @@ impl Opening {
 
     pub(crate) const fn is_cancel(&self) -> bool {
         matches!(self.kind, LaunchKind::Cancel)
+    }
+
+    pub(crate) fn fd(&self) -> Option<i32> {
+        self.stream.as_ref().map(|stream| stream.socket().as_fd().as_raw_fd())
     }
 
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {

@@ -1,10 +1,13 @@
 //! Rows of this worker's sockets, for SHOW.
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use crate::admin::snapshot::{Buffers, Home, Replication, SocketRow, SocketState};
+use crate::admin::snapshot::{Buffers, Handover, Home, Replication, SocketRow, SocketState};
 use crate::clock::Clock;
 use crate::config::CONSOLE_DATABASE;
+use crate::net::stream::Socket;
+use crate::relay::vars::Vars;
 use crate::time::Micros;
 use crate::worker::Worker;
 use crate::worker::client::{Client, Phase};
@@ -13,22 +16,29 @@ use crate::worker::peer::PeerAddr;
 use crate::worker::server::Server;
 use crate::worker::table::Place;
 
-/// The position of application_name among the tracked parameters.
+// Positions among the tracked parameters.
+const DATESTYLE: usize = 0;
+const CLIENT_ENCODING: usize = 1;
+const TIMEZONE: usize = 2;
+const STD_STRINGS: usize = 3;
 const APPLICATION_NAME: usize = 4;
 
 impl Worker {
     /// All clients and all servers in our hands. Parked servers are with the pools.
     pub(super) fn picture(&self) -> Vec<SocketRow> {
         let mut rows = Vec::new();
+        let broker = self.shared.broker.lock();
         for client in self.clients.iter() {
             rows.push(self.client_row(client));
             if let Some(server) = &client.server {
                 let mut row = server_row(server, SocketState::SvActive, self.shared.listen_port);
                 row.link = Some(client.ptr());
+                row.close_needed = broker.pools.close_needed(server.me);
                 row.wait = self.wait_of(client);
                 rows.push(row);
             }
         }
+        drop(broker);
         for place in self.places.iter() {
             match place {
                 Place::Testing(server) => rows.push(server_row(server, SocketState::SvTested, self.shared.listen_port)),
@@ -81,6 +91,7 @@ impl Worker {
                 Phase::Console(console) if console.busy => Buffers::holding(console.received.len().max(1)),
                 _ => Buffers::holding(held),
             },
+            handover: handover(client.stream.socket(), client.cancel_key, &client.side.vars),
         }
     }
 
@@ -109,6 +120,7 @@ impl Worker {
             prepared_statements: 0,
             id: opening.id(),
             buffers: Buffers::holding(0),
+            handover: Handover { fd: opening.fd(), ..Handover::default() },
         }
     }
 }
@@ -141,6 +153,19 @@ pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16) 
         prepared_statements: server.side.statements.len() as u64,
         id: server.id,
         buffers: Buffers::holding(server.stream.pending_bytes()),
+        handover: handover(server.stream.socket(), server.cancel_key, &server.side.vars),
+    }
+}
+
+fn handover(socket: &Socket, cancel_key: [u8; 8], vars: &Vars) -> Handover {
+    let value = |index| vars.get(index).map(str::to_owned);
+    Handover {
+        fd: Some(socket.as_fd().as_raw_fd()),
+        cancel: i64::from_be_bytes(cancel_key),
+        client_encoding: value(CLIENT_ENCODING),
+        std_strings: value(STD_STRINGS),
+        datestyle: value(DATESTYLE),
+        timezone: value(TIMEZONE),
     }
 }
 

@@ -1,11 +1,13 @@
 """The console: grammar, rights, errors, and every command that changes something."""
 
+import re
+import struct
 import time
 
 import pytest
 
 from support.system import holds, until
-from support.wire import SYNC, Closed, ServerError, message, parse, query
+from support.wire import CANCEL_REQUEST, SYNC, Closed, ServerError, message, parse, query
 
 ADMIN_COMMANDS = ["SET default_pool_size = 5", "RELOAD", "PAUSE", "RESUME", "DISABLE p0", "ENABLE p0", "RECONNECT", "KILL p0",
                   "SUSPEND", "SHUTDOWN", "WAIT_CLOSE p0", "SHOW FDS",
@@ -345,3 +347,105 @@ def test_console_works_while_all_servers_are_busy(make_pooler):
         assert time.monotonic() - started < 5
         a.query("COMMIT")
         b.result()
+
+
+def test_fake_set_is_answered_once(console):
+    assert console.query("SET client_encoding = 'UTF8'").notices[0]["M"] == "SET ignored"
+    assert console.recv_or_none(0.2) is None
+    assert console.query("SHOW client_encoding").value == "UTF-8"
+
+
+def test_errors_are_logged_with_and_without_prefix(pooler, console):
+    refuse(console, "BEGIN", "invalid command 'BEGIN', use SHOW HELP;")
+    port = console.sock.getsockname()[1]
+    text = re.escape("invalid command 'BEGIN', use SHOW HELP;")
+    pooler.wait_log(re.compile(rf"\] ERROR {text}\n"))
+    pooler.wait_log(re.compile(rf"\] WARNING C-0x[0-9a-f]+: pgbouncer/admin@127\.0\.0\.1:{port} pooler error: {text}\n"))
+    console.send(SYNC)
+    pooler.wait_log(re.compile(r"\] ERROR unsupported packet type for admin console: 83\n"))
+    pooler.wait_log(re.compile(r"pgbouncer/admin@\S+ pooler error: unsupported packet type for admin console: 83\n"))
+
+
+def test_unknown_message_type_is_logged(pooler, console):
+    console.send(message("!"))
+    pooler.wait_log(re.compile(r"\] ERROR C-0x[0-9a-f]+: pgbouncer/admin@\S+ unknown pkt from client: 33/0x21\n"))
+
+
+def test_refused_users_are_logged_at_the_console(pooler):
+    with pytest.raises(ServerError, match="not allowed"):
+        pooler.console("app")
+    pooler.wait_log(re.compile(r"LOG C-0x[0-9a-f]+: pgbouncer/app@\S+ login attempt: db=pgbouncer user=app tls=no"))
+    pooler.wait_log(re.compile(r"WARNING C-0x[0-9a-f]+: pgbouncer/app@\S+ pooler error: not allowed"))
+
+
+@pytest.mark.parametrize("auth_type, text", [("trust", '"trust" authentication failed'), ("md5", "password authentication failed"),
+                                             ("scram-sha-256", "SASL authentication failed")])
+def test_strangers_do_not_learn_who_may_use_the_console(make_pooler, auth_type, text):
+    pooler = make_pooler(ini={"auth_type": auth_type, "admin_users": "admin, ghost"})
+    for stranger in ("ghost", "nosuch"):
+        with pytest.raises(ServerError) as refused:
+            pooler.login(stranger, "pgbouncer", password="guess")
+        assert refused.value.message == text
+        pooler.wait_log(re.compile(rf"LOG C-0x[0-9a-f]+: \(nodb\)/\(nouser\)@\S+ no such user: {stranger}\n"))
+    assert pooler.show("VERSION")
+
+
+def test_one_pause_answers_every_waiting_console(pooler, console):
+    with pooler.login() as client, pooler.console() as second, pooler.console() as third:
+        client.query("BEGIN")
+        second.send(query("PAUSE p0"))
+        pooler.wait_log("PAUSE 'p0' command issued")
+        third.send(query("PAUSE"))
+        pooler.wait_log("PAUSE command issued")
+        assert second.recv_or_none(0.5) is None and third.recv_or_none(0.1) is None
+        client.query("COMMIT")
+        assert second.result().tags == ["PAUSE"] and third.result().tags == ["PAUSE"]
+        console.query("RESUME")
+        console.query("RESUME p0")
+        assert client.query("SELECT 1").value == "1"
+
+
+def test_a_pause_that_was_called_off_is_not_reported_as_done(pooler, console):
+    with pooler.login() as client, pooler.console() as waiting:
+        client.query("BEGIN")
+        waiting.send(query("PAUSE"))
+        pooler.wait_log("PAUSE command issued")
+        console.query("RESUME")
+        client.query("COMMIT")
+        client.close()
+        console.query("RECONNECT")
+        until(lambda: not pooler.show("SERVERS"))
+        assert waiting.recv_or_none(1) is None
+        assert console.query("PAUSE").tags == ["PAUSE"]
+        assert waiting.result().tags == ["PAUSE"], "the next pause that completes answers it"
+        console.query("RESUME")
+
+
+def test_cancelling_a_waiting_pause_resumes(pooler):
+    with pooler.login() as client, pooler.login() as other, pooler.console() as waiting:
+        client.query("BEGIN")
+        waiting.send(query("PAUSE"))
+        pooler.wait_log("PAUSE command issued")
+        other.send(query("SELECT 1"))
+        assert other.recv_or_none(0.3) is None
+        with pooler.wire() as wire:
+            wire.send(struct.pack("!II", 16, CANCEL_REQUEST) + waiting.key)
+            assert wire.at_eof()
+        assert other.result().value == "1"
+        assert waiting.recv_or_none(0.3) is None, "the cancelled command itself is not answered"
+    pooler.wait_log("cancel request for console client")
+
+
+@pytest.mark.since("1.25")
+def test_too_long_an_error_closes_the_connection(pooler):
+    with pooler.console() as console:
+        console.send(query("? " * 300))
+        assert console.at_eof()
+    pooler.wait_log(re.compile(r"closing because: failure \(age=0s\)"))
+
+
+@pytest.mark.ours
+def test_commands_may_come_in_pieces(console):
+    for byte in query("SHOW VERSION"):
+        console.send(bytes([byte]))
+    assert console.result().rows

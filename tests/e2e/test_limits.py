@@ -1,6 +1,10 @@
 """Sizes and limits: what a full pool, database or user does to those who come next."""
 
+import copy
+import os
 import re
+import time
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +167,34 @@ def test_host_list_is_used_in_turn(make_pooler, pg):
         client.query("BEGIN")
     local = [c.query("SELECT inet_server_addr() IS NULL").value for c in clients]
     assert sorted(local) == ["f", "f", "t", "t"]
+
+
+def test_accepting_rests_when_descriptors_run_out(make_pooler):
+    """Those who are connected are served, no core is burnt, and those who wait get in when there is room again."""
+    pooler = make_pooler(start=False, ini={"max_client_conn": 1000, "client_login_timeout": 0})
+    poor = pooler.dir / "poor"
+    poor.write_text(f'#!/bin/sh\nulimit -n 120\nexec {pooler.binary.path} "$@"\n')
+    poor.chmod(0o755)
+    pooler.binary = copy.copy(pooler.binary)
+    pooler.binary.path = poor
+    pooler.start()
+    with pooler.login() as client, pooler.console() as console:
+        client.query("SELECT 1")
+        crowd = [pooler.wire() for _ in range(130)]
+        pooler.wait_log("ERROR accept() failed: Too many open files")
+        before, since = cpu_seconds(pooler), time.monotonic()
+        while time.monotonic() < since + 2:
+            assert client.query("SELECT 1").value == "1"
+            assert console.query("SHOW VERSION").rows
+            time.sleep(0.05)
+        assert cpu_seconds(pooler) - before < 1
+        for wire in crowd:
+            wire.close()
+        with pooler.login(timeout=20) as late:
+            assert late.query("SELECT 1").value == "1"
+        assert 1 <= pooler.log().count("accept() failed") <= 3
+
+
+def cpu_seconds(pooler):
+    fields = Path(f"/proc/{pooler.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

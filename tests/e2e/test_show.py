@@ -147,3 +147,31 @@ def test_fake_parameters(shown, name, value):
         assert (result.names, result.rows, result.tags) == ([name], [[value]], ["SHOW"])
         ignored = console.query(f"SET {name} = 'x'")
         assert ignored.tags == ["SET"] and ignored.notices == [{"S": "NOTICE", "C": "00000", "M": "SET ignored"}]
+
+
+def test_fds_lists_listeners_and_linked_sockets(shown):
+    with shown.login("app", "p0", application_name="fds") as client:
+        client.query("BEGIN")
+        rows = shown.show("FDS")
+        client.query("COMMIT")
+    assert [(r["task"], r["addr"], r["port"], r["link"]) for r in rows[:2]] == [
+        ("pooler", "127.0.0.1", str(shown.port), "0"), ("pooler", "unix", str(shown.port), "0")]
+    assert "pgbouncer" not in {r["database"] for r in rows}, "consoles are not handed over"
+    assert {r["password"] for r in rows} == {None}
+    ours = next(r for r in rows if r["task"] == "client" and r["port"] == str(client_port(client, rows)))
+    server = next(r for r in rows if r["fd"] == ours["link"])
+    assert (server["task"], server["link"], server["database"]) == ("server", ours["fd"], "p0")
+    assert ours["cancel"] == str(int.from_bytes(client.key, "big"))
+
+
+def client_port(client, rows):
+    """The port of the row with the client's cancel key."""
+    return next(r["port"] for r in rows if r["cancel"] == str(int.from_bytes(client.key, "big")))
+
+
+def test_close_needed_is_shown_of_linked_servers_too(make_pooler):
+    pooler = make_pooler()
+    with pooler.login() as client:
+        client.query("BEGIN")
+        pooler.admin("RECONNECT")
+        assert [(s["state"], s["close_needed"]) for s in pooler.show("SERVERS")] == [("active", "1")]

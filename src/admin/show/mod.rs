@@ -9,7 +9,7 @@ mod sockets;
 use std::fmt::Write;
 
 use self::columns::{Column, Kind};
-pub use self::sockets::{TimeText, active_sockets, clients, servers, sockets};
+pub use self::sockets::{TimeText, active_sockets, clients, fds_of, servers, sockets};
 use super::command::{Fake, Topic};
 use super::reply;
 use super::snapshot::{

@@ -4,7 +4,8 @@ use super::columns;
 use super::row::{self, Fields};
 use crate::admin::command::Topic;
 use crate::admin::reply;
-use crate::admin::snapshot::{Home, Replication, SocketRow, SocketState, shown_id};
+use crate::admin::snapshot::{FdRow, FdTask, Home, Replication, SocketRow, SocketState, shown_id};
+use crate::config::CONSOLE_DATABASE;
 
 /// Unix seconds to `YYYY-MM-DD HH:MM:SS TZ` in local time.
 pub type TimeText<'a> = &'a dyn Fn(i64) -> String;
@@ -67,6 +68,40 @@ fn socket_state(row: &SocketRow) -> Option<&'static str> {
         SocketState::SvTested => "sv_tested",
         SocketState::SvLogin => "sv_login",
         _ => return None,
+    })
+}
+
+/// The rows of SHOW FDS for these sockets, in their published order: those that log in, then pool by pool without the
+/// console's. Sockets that carry cancel requests are not handed over.
+#[must_use]
+pub fn fds_of(rows: &[SocketRow]) -> Vec<FdRow> {
+    let at_console =
+        |row: &SocketRow| matches!(&row.home, Home::Pool { database, .. } if &**database == CONSOLE_DATABASE);
+    let mut shown: Vec<_> = rows.iter().filter(|row| socket_state(row).is_some() && !at_console(row)).collect();
+    shown.sort_by_key(|row| (row.state != SocketState::ClLogin, &row.home, row.state));
+    let fd_of = |ptr| rows.iter().find(|row| row.ptr == ptr).and_then(|row| row.handover.fd);
+    shown.into_iter().filter_map(|row| fd_row(row, fd_of)).collect()
+}
+
+fn fd_row(row: &SocketRow, fd_of: impl Fn(u64) -> Option<i32>) -> Option<FdRow> {
+    let extra = &row.handover;
+    Some(FdRow {
+        fd: extra.fd?,
+        task: if row.state.is_client() { FdTask::Client } else { FdTask::Server },
+        user: row.user.as_deref().map(str::to_owned),
+        database: match &row.home {
+            Home::Pool { database, .. } => Some(database.to_string()),
+            Home::PeerPool { .. } | Home::None => None,
+        },
+        addr: row.addr.clone(),
+        port: row.port,
+        cancel: extra.cancel,
+        link: row.link.and_then(fd_of).unwrap_or(0),
+        client_encoding: extra.client_encoding.clone(),
+        std_strings: extra.std_strings.clone(),
+        datestyle: extra.datestyle.clone(),
+        timezone: extra.timezone.clone(),
+        ..FdRow::default()
     })
 }
 
@@ -163,6 +198,7 @@ mod tests {
             prepared_statements: 0,
             id: 24,
             buffers: Buffers::default(),
+            handover: crate::admin::snapshot::Handover::default(),
         }
     }
 
