@@ -225,7 +225,9 @@ impl Worker {
             () => None,
         };
         let known = self.live.users.get(&user).cloned();
-        if known.is_none() && !open {
+        // the console's own user always exists, if only with a secret that nothing matches
+        let stranger = known.is_none() && !open && user != CONSOLE_DATABASE;
+        if stranger {
             tracing::info!("{}no such user: {user}", client.prefix());
         }
         let shown = if open { CONSOLE_DATABASE } else { user.as_str() };
@@ -233,7 +235,7 @@ impl Worker {
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
         login.params = Some(params);
         login.user.clone_from(&known);
-        if known.is_some() || open {
+        if !stranger {
             // for somebody without rights this lasts as long as this call
             login.console = Some(rights.unwrap_or(Rights::Stats));
             client.user_id = Some(self.pools(|broker| broker.pools.attach_console(shown, is_admin))?);
@@ -245,7 +247,7 @@ impl Worker {
         if open {
             return self.authenticated(client);
         }
-        if known.is_some() && rights.is_none() {
+        if !stranger && rights.is_none() {
             return Err(Disconnect::fatal("not allowed").into());
         }
         self.authenticate(client, &user, known.as_deref())
