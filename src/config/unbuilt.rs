@@ -56,6 +56,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("server_tls_protocols", &[]),
     ("server_tls_sslmode", &["disable", "allow"]),
     ("so_reuseport", &[]),
+    ("suspend_timeout", &[]),
     ("syslog", &[]),
 ];
 

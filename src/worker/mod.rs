@@ -43,8 +43,18 @@ use crate::worker::accept::Acceptor;
 use crate::worker::client::{Client, End, Phase};
 use crate::worker::table::{Clients, Place, Places, Subject};
 
-/// One read takes at most this much; the measured optimum between system calls and cache misses.
+/// One read takes this much at most, unless `pkt_buf` asks for more: the measured optimum between system calls and cache
+/// misses. Buffers belong to workers, not to connections, so less would save nothing.
 const SCRATCH_BYTES: usize = 32 * 1024;
+
+/// No read takes more, whatever `pkt_buf` says.
+const MAX_SCRATCH_BYTES: usize = 16 * 1024 * 1024;
+
+/// The buffer that a worker reads into.
+fn scratch_buffer(live: &Live) -> Box<[u8]> {
+    let asked = usize::try_from(live.config.settings.pkt_buf).unwrap_or(0);
+    vec![0; asked.clamp(SCRATCH_BYTES, MAX_SCRATCH_BYTES)].into_boxed_slice()
+}
 
 /// Deadlines are looked at three times a second.
 const SWEEP_EVERY: Micros = Micros(333_000);
@@ -91,6 +101,7 @@ pub struct Worker {
 impl Worker {
     pub fn new(id: WorkerId, shared: Arc<Shared>, live: Arc<Live>, poll: Poll, acceptor: Option<Acceptor>) -> Self {
         let now = Clock::now();
+        let scratch = Scratch { input: scratch_buffer(&live), ..Scratch::default() };
         Self {
             id,
             shared,
@@ -101,7 +112,7 @@ impl Worker {
             now,
             clients: Clients::new(id),
             places: Places::default(),
-            scratch: Scratch { input: vec![0; SCRATCH_BYTES].into_boxed_slice(), ..Scratch::default() },
+            scratch,
             interner: Interner::default(),
             tally: Counters::default(),
             log: Vec::new(),
@@ -339,7 +350,7 @@ impl Worker {
     fn after_panic(&mut self) {
         self.shared.guard_trips.fetch_add(1, Ordering::Relaxed);
         if self.scratch.input.is_empty() {
-            self.scratch.input = vec![0; SCRATCH_BYTES].into_boxed_slice();
+            self.scratch.input = scratch_buffer(&self.live);
         }
         self.scratch.to_client.clear();
         self.scratch.to_server.clear();

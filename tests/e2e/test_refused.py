@@ -14,6 +14,7 @@ SETTINGS = {
     "dns_zone_check_period": "10",
     "resolv_conf": "/etc/resolv.conf",
     "peer_id": "1",
+    "suspend_timeout": "5",
     "syslog": "1",
     "so_reuseport": "1",
 }
