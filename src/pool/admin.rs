@@ -1,8 +1,10 @@
 //! What the console and signals do to the pools (console.md 6). `Err` is the text of the console's error.
 
+use std::net::IpAddr;
+
 use super::Pools;
-use super::api::{Action, CloseScope, LaunchKind, PauseMode, ShutdownMode};
-use super::slot::ServerState;
+use super::api::{Action, Address, CloseScope, LaunchKind, PauseMode, ShutdownMode};
+use super::slot::{Server, ServerState};
 use crate::config::CONSOLE_DATABASE;
 use crate::disconnect::Disconnect;
 use crate::id::{DbId, PoolId, ServerId};
@@ -236,7 +238,28 @@ impl<S, R: Clone> Pools<S, R> {
         self.servers.get(server).is_some_and(|server| server.close_needed)
     }
 
-    /// The server is to be closed as soon as it is free: its address is no longer one of its host.
+    /// A connection in state new was made to this address.
+    pub fn located(&mut self, server: ServerId, address: Address) {
+        if let Some(server) = self.servers.get_mut(server) {
+            server.address = Some(address);
+        }
+    }
+
+    /// A host name no longer has these addresses: servers there are to be closed as soon as they are free. Only those of
+    /// entries with just that name, for in a list of hosts nobody can tell whose address it was.
+    pub fn addresses_gone(&mut self, host: &str, gone: &[IpAddr]) {
+        let there = |server: &Server<S>| {
+            server.kind == LaunchKind::Login
+                && self.entries[self.pools[server.pool].db].database.host.as_deref() == Some(host)
+                && matches!(&server.address, Some(Address::Tcp(addr)) if gone.contains(&addr.ip()))
+        };
+        let found: Vec<ServerId> = self.servers.iter().filter(|(_, server)| there(server)).map(|(id, _)| id).collect();
+        for server in found {
+            self.tag(server);
+        }
+    }
+
+    /// The server is to be closed as soon as it is free.
     pub fn mark_close_needed(&mut self, server: ServerId) {
         self.tag(server);
     }

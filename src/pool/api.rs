@@ -1,6 +1,8 @@
 //! What goes in and out of [`Pools`](super::Pools): wishes, answers, orders to the shell.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::slot::ServerState;
@@ -127,6 +129,14 @@ pub enum LaunchKind {
     Login,
     /// Connect, then `cancel_connected` says what to send.
     Cancel,
+}
+
+/// Where a server is. A cancel request must go to the very address its target is connected to: the host of an entry may
+/// stand for several servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
 }
 
 /// A cancel request to be sent on a connection just made.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::api::{Action, CancelJob, LaunchKind};
+use super::api::{Action, Address, CancelJob, LaunchKind};
 use super::limits::{Entry, EntryKind};
 use super::list::{End, Linked, Links};
 use super::slot::ServerState;
@@ -23,6 +23,8 @@ pub(super) struct Cancel {
     /// `None` for the server of a peer.
     pub(super) target: Option<ServerId>,
     pub(super) key: [u8; 8],
+    /// Where the target is; `None` if any connection of the pool will do.
+    address: Option<Address>,
     /// Set when it was sent.
     pub(super) carrier: Option<ServerId>,
     /// The client has left meanwhile.
@@ -62,9 +64,17 @@ impl<S, R: Clone> Pools<S, R> {
         true
     }
 
+    /// The pool in which a cancel request waits, or from which it was sent.
+    #[must_use]
+    pub fn pool_of_cancel(&self, request: ClientRef) -> Option<PoolId> {
+        self.cancel_ids.get(&request).map(|&id| self.cancels[id].pool)
+    }
+
     fn queue_cancel(&mut self, client: ClientRef, pool: PoolId, target: Option<ServerId>, key: [u8; 8], now: Micros) {
         let links = Links::default();
-        let id = self.cancels.insert(Cancel { client, pool, target, key, carrier: None, abandoned: false, links });
+        let address = target.and_then(|target| self.servers[target].address.clone());
+        let cancel = Cancel { client, pool, target, key, address, carrier: None, abandoned: false, links };
+        let id = self.cancels.insert(cancel);
         self.cancel_ids.insert(client, id);
         self.pools[pool].cancels_waiting.push(&mut self.cancels, id, End::Back);
         self.launch(pool, true, now);
@@ -82,15 +92,22 @@ impl<S, R: Clone> Pools<S, R> {
         Some(self.add_pool(db, user, now))
     }
 
-    /// A connection in state new is connected (before TLS and startup): it takes the oldest request that waits, if there is
-    /// one. `None`: one launched to log in goes on, one launched for a cancel is to be closed and is forgotten here.
+    /// Where the next carrier of a pool has to go; `None` if that is the pool's choice.
+    #[must_use]
+    pub fn carrier_address(&self, pool: PoolId) -> Option<Address> {
+        let first = self.pools.get(pool)?.cancels_waiting.first()?;
+        self.cancels[first].address.clone()
+    }
+
+    /// A connection in state new is connected (before TLS and startup): it takes the oldest request that waits for one with
+    /// its address, if there is one. `None`: one launched to log in goes on, one launched for a cancel is to be closed and is forgotten here.
     pub fn cancel_connected(&mut self, carrier: ServerId, now: Micros) -> Option<CancelJob> {
         let server = self.servers.get(carrier)?;
         if server.state != ServerState::New {
             return None;
         }
         let (pool, home, kind) = (server.pool, server.home, server.kind);
-        let Some(id) = self.pools[pool].cancels_waiting.first().filter(|_| server.doomed.is_none()) else {
+        let Some(id) = self.waiting_for(carrier).filter(|_| server.doomed.is_none()) else {
             if kind == LaunchKind::Cancel {
                 self.pools[pool].connect_failed = false;
                 self.forget(carrier);
@@ -112,6 +129,14 @@ impl<S, R: Clone> Pools<S, R> {
         self.move_to(carrier, ServerState::ActiveCancel, home, End::Back);
         self.serve(pool, now);
         Some(job)
+    }
+
+    fn waiting_for(&self, carrier: ServerId) -> Option<CancelId> {
+        let server = &self.servers[carrier];
+        let fits =
+            |cancel: &Cancel| cancel.address.is_none() || server.address.is_none() || cancel.address == server.address;
+        let mut waiting = self.pools[server.pool].cancels_waiting.iter(&self.cancels);
+        waiting.find(|(_, cancel)| fits(cancel)).map(|(id, _)| id)
     }
 
     /// The carrier was closed, by the server or by a failure.

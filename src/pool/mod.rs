@@ -38,8 +38,8 @@ use crate::id::{CancelId, ClientRef, DbId, PoolId, ServerId, Slab, Ticket, UserI
 use crate::time::Micros;
 
 pub use api::{
-    Action, Attached, CancelJob, Checkout, CloseScope, Collected, FailureKind, Grant, LaunchKind, LoginFailure, Parked,
-    PauseMode, PoolInfo, Released, ShutdownMode, TestQuery, WaitFor, Want,
+    Action, Address, Attached, CancelJob, Checkout, CloseScope, Collected, FailureKind, Grant, LaunchKind,
+    LoginFailure, Parked, PauseMode, PoolInfo, Released, ShutdownMode, TestQuery, WaitFor, Want,
 };
 pub use picture::{DatabaseRow, PeerRow, PoolRow, ServerRow, Totals, UserRow};
 pub use slot::ServerState;

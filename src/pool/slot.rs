@@ -18,7 +18,7 @@
 use std::borrow::Cow;
 
 use super::Pools;
-use super::api::LaunchKind;
+use super::api::{Address, LaunchKind};
 use super::list::{End, Linked, Links};
 use crate::id::{CancelId, PoolId, ServerId, Ticket, WorkerId};
 use crate::time::Micros;
@@ -64,6 +64,8 @@ pub(super) struct Server<S> {
     pub(super) home: WorkerId,
     pub(super) conn: Option<S>,
     pub(super) kind: LaunchKind,
+    /// Known once it was connected to.
+    pub(super) address: Option<Address>,
     pub(super) launched: Micros,
     pub(super) last_used: Micros,
     pub(super) close_needed: bool,
@@ -102,6 +104,7 @@ impl<S, R: Clone> Pools<S, R> {
             home,
             conn: None,
             kind,
+            address: None,
             launched: now,
             last_used: now,
             close_needed: false,

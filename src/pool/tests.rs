@@ -623,6 +623,54 @@ fn protocol_s7_a_request_not_sent_is_dropped_when_its_server_is_released() {
 }
 
 #[test]
+fn a_cancel_goes_to_the_address_of_its_server() {
+    let mut bench = Bench::new(|_| {});
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 2);
+    let address = |n: u8| Address::Tcp(([10, 0, 0, n], 5432).into());
+    for (server, n) in [(held[0].0, 1), (held[1].0, 2)] {
+        bench.pools.located(server, address(n));
+    }
+    assert_eq!(bench.pools.carrier_address(pool), None);
+    for (n, target) in [(1, held[0].0), (2, held[1].0)] {
+        assert!(bench.pools.cancel(client(7, n), target, [3; 8], bench.now));
+    }
+    assert_eq!(bench.pools.carrier_address(pool), Some(address(1)));
+    let carrier = bench.launched().expect("a carrier");
+    bench.pools.located(carrier, address(2));
+    let job = bench.pools.cancel_connected(carrier, bench.now).expect("the second request fits");
+    assert_eq!(job.request, client(7, 2));
+    let carrier = bench.launched().expect("another carrier");
+    bench.pools.located(carrier, address(2));
+    assert_eq!(bench.pools.cancel_connected(carrier, bench.now), None, "the first one must not go there");
+    let carrier = bench.launched().expect("it is tried again");
+    bench.pools.located(carrier, address(1));
+    assert!(bench.pools.cancel_connected(carrier, bench.now).is_some());
+    bench.pools.check();
+}
+
+#[test]
+fn pooling_s4_4_servers_at_a_lost_address_are_replaced() {
+    let host = |db: &mut Database, host: &str| db.host = Some(host.to_owned());
+    let mut bench = Bench::new(|c| {
+        host(c.databases.get_mut("db").expect("it is there"), "name");
+        c.databases.insert("list".to_owned(), Database { host: Some("name,name".to_owned()), ..Database::new("list") });
+    });
+    let mut servers = Vec::new();
+    for entry in ["db", "list"] {
+        let pool = bench.attach(entry, "ann");
+        servers.extend(bench.linked(pool, 2).into_iter().map(|held| held.0));
+    }
+    for (server, n) in servers.iter().zip([1, 2, 1, 2]) {
+        bench.pools.located(*server, Address::Tcp(([10, 0, 0, n], 5432).into()));
+    }
+    bench.pools.addresses_gone("other", &[[10, 0, 0, 1].into()]);
+    bench.pools.addresses_gone("name", &[[10, 0, 0, 1].into()]);
+    let tagged: Vec<bool> = servers.iter().map(|&server| bench.pools.close_needed(server)).collect();
+    assert_eq!(tagged, [true, false, false, false]);
+}
+
+#[test]
 fn protocol_s7_a_peer_gets_a_pool_at_its_first_cancel() {
     let mut bench = Bench::new(|c| {
         c.peers.insert(2, Peer { id: 2, host: "p".to_owned(), port: 1, pool_size: None });
