@@ -239,6 +239,11 @@ pub enum Request {
 pub enum Job {
     Client { client: ClientRef, derivation: Derivation },
     Server { server: ServerId, worker: WorkerId, derivation: Derivation },
+    /// The serial number of a zone, as its server gave it.
+    ZoneSerial {
+        zone: String,
+        serial: u32,
+    },
 }
 
 /// One worker as the others see it.

@@ -45,9 +45,6 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("client_tls_key_file", &[]),
     ("client_tls_protocols", &[]),
     ("client_tls_sslmode", &[]),
-    ("dns_zone_check_period", &[]),
-    ("peer_id", &[]),
-    ("resolv_conf", &[]),
     ("server_tls13_ciphers", &[]),
     ("server_tls_ca_file", &[]),
     ("server_tls_cert_file", &[]),
@@ -152,7 +149,6 @@ mod tests {
             ("auth_type", "SCRAM-SHA-256", None),
             ("server_tls_sslmode", "allow", None),
             ("client_tls_sslmode", "Disable", None),
-            ("peer_id", "0x0", None),
             (
                 "client_tls_sslmode",
                 "require",

@@ -185,8 +185,8 @@ impl Supervisor {
             Topic::Help => show::help(&mut out),
             Topic::Peers => show::peers(&mut out, &[]),
             Topic::PeerPools => show::peer_pools(&mut out, &[]),
-            Topic::DnsHosts => show::dns_hosts(&mut out, &self.resolver.rows(Clock::now())),
-            Topic::DnsZones => show::dns_zones(&mut out, &[]),
+            Topic::DnsHosts => show::dns_hosts(&mut out, &self.resolver.rows(&self.live.config.settings, Clock::now())),
+            Topic::DnsZones => show::dns_zones(&mut out, &self.resolver.zone_rows()),
             Topic::Fds => show::fds(&mut out, &self.fd_rows().await),
         }
         Ok(Done::Bytes(out))

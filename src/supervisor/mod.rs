@@ -4,6 +4,7 @@
 //! the workers as messages.
 
 mod console;
+mod dns;
 pub mod reload;
 mod resolver;
 mod rows;
@@ -65,12 +66,13 @@ pub struct Supervisor {
 impl Supervisor {
     #[must_use]
     pub fn new(shared: Arc<Shared>, live: Arc<Live>, listeners: Listeners) -> Self {
+        let resolver = Resolver::new(&live.config.settings.resolv_conf, Clock::now());
         Self {
             shared,
             live,
             listeners,
             pending: Vec::new(),
-            resolver: Resolver::default(),
+            resolver,
             statistics: Statistics::start(Clock::now()),
             actions: Vec::new(),
             exit: None,
@@ -142,6 +144,7 @@ impl Supervisor {
             Request::Console(command) => self.console(command).await,
             Request::Resolve { host, server, worker } => self.resolve(host, server, worker),
             Request::Looked { host, result } => self.looked_up(&host, result),
+            Request::ZoneSerial { zone, serial } => self.zone_serial(&zone, serial),
             Request::Drained => self.answer_pending(),
             Request::CancelConsole { waiting } => self.cancel_console(waiting),
         }
@@ -169,6 +172,7 @@ impl Supervisor {
             broker.pools.tick(now);
             broker.sweep();
         });
+        self.check_zones();
         self.answer_pending();
         let mode = self.shared.broker.lock().pools.shutdown_mode();
         match mode {

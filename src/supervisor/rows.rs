@@ -166,7 +166,7 @@ impl Supervisor {
 
     pub(super) fn lists(&self) -> ListsSnapshot {
         let totals = self.shared.broker.lock().pools.totals();
-        let (dns_names, dns_queries) = self.resolver.counts();
+        let (dns_names, dns_zones, dns_queries) = self.resolver.counts();
         ListsSnapshot {
             databases: totals.databases as u64 + 1,
             users: totals.users as u64,
@@ -203,3 +203,4 @@ impl Supervisor {
         }
     }
 }
+            dns_zones,
