@@ -35,7 +35,7 @@ impl Broker {
             return Some(shared.clone());
         }
         let info = self.pools.describe(pool)?;
-        let made = Arc::new(PoolShared::new(pool, &info.database.name, &info.user, info.forced, self.workers));
+        let made = Arc::new(PoolShared::new(pool, &info, self.workers));
         self.shared.insert(pool, made.clone());
         Some(made)
     }

@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
 use crate::net::stream::Socket;
-use crate::pool::{LaunchKind, TestQuery};
+use crate::pool::{LaunchKind, PoolInfo, TestQuery};
 use crate::relay::prepared::Statements;
 use crate::relay::vars::{TrackedNames, Vars};
 use crate::stats::Counters;
@@ -45,6 +45,8 @@ pub struct PoolShared {
     pub user: Arc<str>,
     /// The entry forces the user.
     pub forced: bool,
+    /// Set for the pool of a peer, which only carries cancel requests; the names mean nothing then.
+    pub peer_id: Option<u16>,
     cells: Box<[Cell]>,
     /// Which item of the host list the next connection takes.
     pub next_host: AtomicU32,
@@ -75,12 +77,13 @@ struct Cell([AtomicU64; Counters::COUNT]);
 
 impl PoolShared {
     #[must_use]
-    pub fn new(id: PoolId, database: &str, user: &str, forced: bool, workers: usize) -> Self {
+    pub fn new(id: PoolId, info: &PoolInfo, workers: usize) -> Self {
         Self {
             id,
-            database: database.into(),
-            user: user.into(),
-            forced,
+            database: info.database.name.as_str().into(),
+            user: info.user.as_str().into(),
+            forced: info.forced,
+            peer_id: info.peer.as_ref().map(|peer| peer.id),
             cells: (0..workers).map(|_| Cell::default()).collect(),
             next_host: AtomicU32::new(0),
             connect_failed: AtomicBool::new(false),
@@ -166,6 +169,15 @@ pub enum Message {
         target: ClientRef,
         request: ClientRef,
     },
+    /// A cancel request waits in this pool.
+    CancelQueued {
+        request: ClientRef,
+        pool: Arc<PoolShared>,
+    },
+    /// A cancel request is on the wire.
+    CancelSent {
+        request: ClientRef,
+    },
     /// What a cancel request came to.
     CancelFinished {
         request: ClientRef,
@@ -227,6 +239,11 @@ pub enum Request {
         host: String,
         result: Result<Vec<IpAddr>, String>,
     },
+    /// The serial number of a zone, as its server gave it.
+    ZoneSerial {
+        zone: String,
+        serial: u32,
+    },
     /// A wait of the console may be over.
     Drained,
     /// Somebody cancelled a console command; `waiting` if one was under way.
@@ -239,11 +256,6 @@ pub enum Request {
 pub enum Job {
     Client { client: ClientRef, derivation: Derivation },
     Server { server: ServerId, worker: WorkerId, derivation: Derivation },
-    /// The serial number of a zone, as its server gave it.
-    ZoneSerial {
-        zone: String,
-        serial: u32,
-    },
 }
 
 /// One worker as the others see it.

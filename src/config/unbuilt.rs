@@ -52,16 +52,12 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("server_tls_key_file", &[]),
     ("server_tls_protocols", &[]),
     ("server_tls_sslmode", &["disable", "allow"]),
-    ("so_reuseport", &[]),
     ("suspend_timeout", &[]),
     ("syslog", &[]),
 ];
 
 /// The keys of `[databases]` entries that have no effect.
 const DATABASE_KEYS: &[&str] = &["auth_user", "auth_query", "auth_dbname"];
-
-/// Whether `[peers]` may have entries.
-const PEERS: bool = false;
 
 impl Settings {
     /// The settings with a value that this build cannot serve.
@@ -94,7 +90,7 @@ impl Settings {
 }
 
 impl Config {
-    /// Everything in the configuration that this build cannot serve: settings, keys of entries, peers.
+    /// Everything in the configuration that this build cannot serve: settings and keys of entries.
     #[must_use]
     pub fn unsupported(&self) -> Vec<UnbuiltSetting> {
         let mut found = self.settings.unsupported();
@@ -115,20 +111,13 @@ impl Config {
                 }));
             }
         }
-        if !PEERS {
-            found.extend(self.peers.values().map(|peer| UnbuiltSetting {
-                key: format!("peers.{}", peer.id),
-                value: format!("host={} port={}", peer.host, peer.port),
-                remedy: "remove it".to_owned(),
-            }));
-        }
         found
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::connstr::{parse_database, parse_peer};
+    use super::super::connstr::parse_database;
     use super::*;
 
     #[test]
@@ -188,10 +177,9 @@ mod tests {
         let mut config = Config::default();
         config.databases.insert("a".to_owned(), parse_database("a", "auth_user=u").expect("valid"));
         config.wildcard = Some("auth_dbname=d".to_owned());
-        config.peers.insert(1, parse_peer("1", "host=h").expect("valid"));
         let keys: Vec<_> = config.unsupported().into_iter().map(|found| found.key).collect();
-        assert_eq!(keys, ["databases.a.auth_user", "databases.*.auth_dbname", "peers.1"]);
+        assert_eq!(keys, ["databases.a.auth_user", "databases.*.auth_dbname"]);
         config.wildcard = Some("garbage".to_owned());
-        assert_eq!(config.unsupported().len(), 2);
+        assert_eq!(config.unsupported().len(), 1);
     }
 }

@@ -7,10 +7,11 @@ use tokio::sync::oneshot;
 
 use crate::admin::show;
 use crate::admin::snapshot::{
-    ConfigRow, DatabaseRow, FdRow, ListsSnapshot, MemRow, PoolRow, SocketRow, SocketState, State, UserRow,
+    ConfigRow, DatabaseRow, FdRow, ListsSnapshot, MemRow, PeerPoolRow, PeerRow, PoolRow, SocketRow, SocketState, State,
+    UserRow,
 };
 use crate::clock::Clock;
-use crate::config::{CONSOLE_DATABASE, PoolMode};
+use crate::config::{CONSOLE_DATABASE, PoolMode, effective};
 use crate::pool::{PauseMode, ServerState};
 use crate::shared::Message;
 use crate::supervisor::Supervisor;
@@ -153,6 +154,32 @@ impl Supervisor {
         rows.into_iter().map(show).collect()
     }
 
+    pub(super) fn peer_rows(&self) -> Vec<PeerRow> {
+        let config = &self.live.config;
+        let peers = config.peers.values();
+        peers
+            .map(|peer| PeerRow {
+                peer_id: peer.id,
+                host: peer.host.clone(),
+                port: peer.port,
+                pool_size: effective::peer_pool_size(config, peer),
+            })
+            .collect()
+    }
+
+    pub(super) fn peer_pool_rows(&self) -> Vec<PeerPoolRow> {
+        let rows = self.shared.broker.lock().pools.peer_rows();
+        rows.into_iter()
+            .map(|row| PeerPoolRow {
+                peer_id: row.peer,
+                cl_active_cancel_req: row.cl_active_cancel_req.into(),
+                cl_waiting_cancel_req: row.cl_waiting_cancel_req.into(),
+                sv_active_cancel: row.sv_active_cancel.into(),
+                sv_login: row.sv_login.into(),
+            })
+            .collect()
+    }
+
     pub(super) fn config_rows(&self) -> Vec<ConfigRow> {
         let rows = self.live.config.settings.rows().into_iter();
         rows.map(|row| ConfigRow {
@@ -177,6 +204,7 @@ impl Supervisor {
             login_clients: self.shared.login_clients.load(Ordering::Relaxed) as u64,
             used_servers: totals.servers as u64,
             dns_names,
+            dns_zones,
             dns_queries,
             ..ListsSnapshot::default()
         }
@@ -203,4 +231,3 @@ impl Supervisor {
         }
     }
 }
-            dns_zones,

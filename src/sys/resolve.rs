@@ -1,7 +1,7 @@
 //! getaddrinfo(3) with its error codes, which std hides and PgBouncer prints.
 
 use std::ffi::{CStr, CString};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::ptr;
 
 use nix::libc;
@@ -44,6 +44,18 @@ pub fn lookup(host: Option<&str>, port: u16) -> Result<Vec<SocketAddr>, LookupEr
     Ok(found)
 }
 
+/// The address that `host` spells out, if it is no name; an IPv6 one may have a zone.
+#[must_use]
+pub fn literal(host: &str, port: u16) -> Option<SocketAddr> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Some(SocketAddr::new(ip, port));
+    }
+    let (ip, zone) = host.split_once('%')?;
+    let ip: Ipv6Addr = ip.parse().ok()?;
+    let scope = zone.parse().ok().or_else(|| nix::net::if_::if_nametoindex(zone).ok())?;
+    Some(SocketAddrV6::new(ip, port, 0, scope).into())
+}
+
 fn address(info: &libc::addrinfo) -> Option<SocketAddr> {
     let len = usize::try_from(info.ai_addrlen).ok()?;
     match info.ai_family {
@@ -71,6 +83,20 @@ fn text(code: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn literals_are_no_names() {
+        for (host, want) in [
+            ("127.0.0.1", Some("127.0.0.1:5")),
+            ("::1", Some("[::1]:5")),
+            ("fe80::1%3", Some("[fe80::1%3]:5")),
+            ("fe80::1%nosuch", None),
+            ("db%3", None),
+            ("db.example.com", None),
+        ] {
+            assert_eq!(literal(host, 5).map(|addr| addr.to_string()).as_deref(), want, "{host}");
+        }
+    }
 
     #[test]
     fn addresses_and_errors() {

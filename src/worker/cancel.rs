@@ -4,29 +4,58 @@
 //! that client is linked at that moment. The pools see to it that the server rests until the request has been carried out,
 //! so that it can hit nobody else.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
 use crate::relay::cancel::{CancelKey, Route};
-use crate::shared::{Message, Request};
+use crate::shared::{Message, PoolShared, Request};
 use crate::worker::Worker;
-use crate::worker::client::{Client, End, Phase};
+use crate::worker::client::{Canceling, Client, End, Phase};
 use crate::worker::login::Next;
 
 impl Worker {
     /// A connection presented a cancel key.
     pub(super) fn cancel_request(&mut self, client: &mut Client, key: [u8; 8]) -> Result<Next, End> {
-        let Route::Local(CancelKey(key)) = CancelKey(key).route(0) else { return Err(failed().into()) };
-        let target = self.shared.cancel_keys.lock().get(&key).copied();
-        let Some(target) = target else { return Err(failed().into()) };
-        client.phase = Phase::Cancel;
-        self.shared.login_clients.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        let message = Message::CancelTarget { target, request: client.me };
-        if target.worker == self.id {
-            self.local.push_back(message);
-        } else {
-            self.shared.post(target.worker).send(message);
+        match CancelKey(key).route(self.peer_id()) {
+            Route::Local(CancelKey(key)) => {
+                let target = self.shared.cancel_keys.lock().get(&key).copied();
+                let Some(target) = target else { return Err(failed().into()) };
+                self.now_canceling(client, Canceling::default());
+                self.local_or_remote(target.worker, Message::CancelTarget { target, request: client.me });
+            }
+            Route::Peer { id, key } => self.forward_to_peer(client, id, key)?,
+            Route::Exhausted => {
+                let why = "failed to forward cancel request because its TTL was exhausted";
+                return Err(Disconnect::silent(why).into());
+            }
         }
         Ok(Next::Wait)
+    }
+
+    /// Which of its peers this process is; 0 without peers. Only two bytes of a key are there for it.
+    pub(super) fn peer_id(&self) -> u16 {
+        let [low, high, ..] = self.live.config.settings.peer_id.to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    fn now_canceling(&self, client: &mut Client, canceling: Canceling) {
+        client.phase = Phase::Cancel(Box::new(canceling));
+        self.shared.login_clients.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn forward_to_peer(&mut self, client: &mut Client, peer: u16, key: CancelKey) -> Result<(), End> {
+        let (me, now) = (client.me, self.now);
+        let queued = self.pools(|broker| {
+            let queued = broker.pools.cancel_peer(me, peer, key.0, now);
+            queued.then(|| broker.pools.pool_of_cancel(me).and_then(|pool| broker.shared(pool)))
+        });
+        let Some(pool) = queued else {
+            return Err(Disconnect::silent("could not find peer to forward request to").into());
+        };
+        self.now_canceling(client, Canceling { pool, sent: false });
+        Ok(())
     }
 
     /// Somebody wants to cancel what one of our clients is doing.
@@ -45,8 +74,9 @@ impl Worker {
                 }
                 (_, Some(server)) => {
                     let (id, key) = (server.me, server.cancel_key);
+                    let pool = server.pool.clone();
                     if self.pools(|broker| broker.pools.cancel(request, id, key, now)) {
-                        return;
+                        return self.local_or_remote(request.worker, Message::CancelQueued { request, pool });
                     }
                     failed()
                 }
@@ -55,7 +85,21 @@ impl Worker {
         self.local_or_remote(request.worker, Message::CancelFinished { request, why });
     }
 
-    fn local_or_remote(&mut self, worker: crate::id::WorkerId, message: Message) {
+    /// One of our cancel requests waits for a connection.
+    pub(super) fn cancel_queued(&mut self, request: ClientRef, pool: Arc<PoolShared>) {
+        if let Some(Phase::Cancel(canceling)) = self.clients.get_mut(request).map(|client| &mut client.phase) {
+            canceling.pool = Some(pool);
+        }
+    }
+
+    /// One of our cancel requests got its connection.
+    pub(super) fn cancel_sent(&mut self, request: ClientRef) {
+        if let Some(Phase::Cancel(canceling)) = self.clients.get_mut(request).map(|client| &mut client.phase) {
+            canceling.sent = true;
+        }
+    }
+
+    pub(super) fn local_or_remote(&mut self, worker: crate::id::WorkerId, message: Message) {
         if worker == self.id {
             self.local.push_back(message);
         } else {

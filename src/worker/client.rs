@@ -37,7 +37,7 @@ pub enum Phase {
     /// A console connection.
     Console(Box<Console>),
     /// A cancel request that was passed on.
-    Cancel,
+    Cancel(Box<Canceling>),
 }
 
 /// A login in progress.
@@ -61,6 +61,15 @@ pub struct Login {
 pub struct EncryptionRequests {
     pub ssl: bool,
     pub gss: bool,
+}
+
+/// A cancel request on its way.
+#[derive(Debug, Default)]
+pub struct Canceling {
+    /// The pool that forwards it, once it is known.
+    pub pool: Option<Arc<PoolShared>>,
+    /// It is on the wire; before that it waits for a connection.
+    pub sent: bool,
 }
 
 /// A console connection.
@@ -139,7 +148,14 @@ impl Client {
     /// The prefix of log lines about this client.
     #[must_use]
     pub fn prefix(&self) -> String {
-        let database = self.pool.as_ref().map_or("(nodb)", |pool| &pool.database);
+        let pool = match &self.phase {
+            Phase::Cancel(canceling) => canceling.pool.as_ref(),
+            _ => self.pool.as_ref(),
+        };
+        if let Some(peer_id) = pool.and_then(|pool| pool.peer_id) {
+            return format!("C-{:#x}: peer-{peer_id}@{} ", self.ptr(), self.peer);
+        }
+        let database = pool.map_or("(nodb)", |pool| &pool.database);
         let database = if self.at_console() { "pgbouncer" } else { database };
         let user = self.user.as_deref().unwrap_or("(nouser)");
         format!("C-{:#x}: {database}/{user}@{} ", self.ptr(), self.peer)

@@ -429,7 +429,7 @@ impl Worker {
             if getrandom::fill(&mut random).is_err() {
                 return Err(Disconnect::fatal("bouncer config error").into());
             }
-            let key = CancelKey::generate(random, 0).0;
+            let key = CancelKey::generate(random, self.peer_id()).0;
             if !self.shared.cancel_keys.lock().contains_key(&key) {
                 return Ok(key);
             }

@@ -205,6 +205,8 @@ impl Worker {
             }
             Message::CloseClient { client, why } => self.end(client, End::from(why)),
             Message::CancelTarget { target, request } => self.cancel_target(target, request),
+            Message::CancelQueued { request, pool } => self.cancel_queued(request, pool),
+            Message::CancelSent { request } => self.cancel_sent(request),
             Message::CancelFinished { request, why } => self.end(request, End::from(why)),
             Message::ClientDerived { client, keys } => self.client_derived(client, &keys),
             Message::ServerDerived { server, derivation, keys } => self.server_derived(server, *derivation, &keys),
@@ -321,7 +323,7 @@ impl Worker {
             Phase::Login(_) => self.login(client),
             Phase::Waiting(_) | Phase::WaitingLogin(_) => Self::still_there(client),
             Phase::Console(_) => self.console(client),
-            Phase::Cancel => Self::cancel_still_wanted(client),
+            Phase::Cancel(_) => Self::cancel_still_wanted(client),
         }
     }
 

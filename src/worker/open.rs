@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,10 +21,10 @@ use crate::disconnect::Disconnect;
 use crate::id::{PoolId, ServerId};
 use crate::net::listener::{TcpOptions, apply_server_options, unix_address, unix_socket_path};
 use crate::net::stream::{ReadResult, Socket, Stream};
-use crate::pool::{FailureKind, LaunchKind, LoginFailure, PoolInfo};
+use crate::pool::{Address, FailureKind, LaunchKind, LoginFailure, PoolInfo};
 use crate::relay::side::ServerSide;
 use crate::relay::vars::Vars;
-use crate::shared::{Job, LoginReply, PoolShared, Request};
+use crate::shared::{Job, LoginReply, Message, PoolShared, Request};
 use crate::sys;
 use crate::time::Micros;
 use crate::wire::encode;
@@ -101,6 +102,9 @@ enum Progress {
 
 impl Opening {
     pub(crate) fn prefix(&self) -> String {
+        if let Some(peer_id) = self.pool.peer_id {
+            return format!("S-{:#x}: peer-{peer_id}@{} ", self.ptr(), self.addr);
+        }
         format!("S-{:#x}: {}/{}@{} ", self.ptr(), self.pool.database, self.pool.user, self.addr)
     }
 
@@ -146,7 +150,7 @@ impl Worker {
             self.pools(|broker| broker.pools.gone(server, now));
             return;
         };
-        let port = info.database.port;
+        let port = port_of(&info);
         let opening = Box::new(Opening {
             me: server,
             id: self.shared.next_socket(),
@@ -166,24 +170,23 @@ impl Worker {
         self.locate(opening);
     }
 
-    /// Finds the address of the host whose turn it is.
+    /// Finds the address to connect to: that of the server to be canceled, or that of the host whose turn it is.
     fn locate(&mut self, mut opening: Box<Opening>) {
-        let database = &opening.info.database;
-        let hosts: Vec<&str> = database.host.as_deref().unwrap_or_default().split(',').map(str::trim).collect();
-        let stay = database.load_balance_hosts == LoadBalanceHosts::Disable
-            && !opening.pool.connect_failed.swap(false, Ordering::Relaxed);
-        let turn = if stay {
-            opening.pool.next_host.load(Ordering::Relaxed)
-        } else {
-            opening.pool.next_host.fetch_add(1, Ordering::Relaxed)
-        };
-        let host = hosts[turn as usize % hosts.len()].to_owned();
-        let port = database.port;
-        if host.is_empty() || host.starts_with('/') || host.starts_with('@') {
-            return self.connect_unix(opening, &host, port);
+        if opening.is_cancel() {
+            let address = self.shared.broker.lock().pools.carrier_address(opening.pool.id);
+            match address {
+                Some(Address::Tcp(addr)) => return self.connect_tcp(opening, addr),
+                Some(Address::Unix(path)) => return self.connect_unix(opening, path),
+                None => {}
+            }
         }
-        if let Ok(ip) = host.parse::<IpAddr>() {
-            return self.connect_tcp(opening, SocketAddr::new(ip, port));
+        let host = self.next_host(&opening);
+        let port = port_of(&opening.info);
+        if host.is_empty() || host.starts_with('/') || host.starts_with('@') {
+            return self.locate_unix(opening, &host, port);
+        }
+        if let Some(addr) = sys::resolve::literal(&host, port) {
+            return self.connect_tcp(opening, addr);
         }
         opening.stage = Stage::Resolving;
         let server = opening.me;
@@ -191,29 +194,49 @@ impl Worker {
         self.shared.ask(Request::Resolve { host, server, worker: self.id });
     }
 
+    /// The host whose turn it is: the next one of the list, or without load balancing the same one until it fails.
+    fn next_host(&self, opening: &Opening) -> String {
+        if let Some(peer) = &opening.info.peer {
+            return peer.host.clone();
+        }
+        let (database, pool) = (&opening.info.database, &opening.pool);
+        let hosts: Vec<&str> = database.host.as_deref().unwrap_or_default().split(',').map(str::trim).collect();
+        let failed = pool.connect_failed.swap(false, Ordering::Relaxed);
+        let turn = match database.load_balance_hosts {
+            LoadBalanceHosts::RoundRobin => pool.next_host.fetch_add(1, Ordering::Relaxed),
+            LoadBalanceHosts::Disable if failed => pool.next_host.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
+            LoadBalanceHosts::Disable => pool.next_host.load(Ordering::Relaxed),
+        };
+        hosts[turn as usize % hosts.len()].to_owned()
+    }
+
     /// The addresses of a host name, or why there are none.
     pub(super) fn resolved(&mut self, server: ServerId, addresses: Result<Vec<IpAddr>, String>) {
         let Place::Opening(opening) = self.places.take(server) else { return };
         match addresses {
             Ok(addresses) if !addresses.is_empty() => {
-                let port = opening.info.database.port;
+                let port = port_of(&opening.info);
                 self.connect_tcp(opening, SocketAddr::new(addresses[0], port));
             }
             Ok(_) | Err(_) => self.opening_failed(*opening, Failed::connect("server DNS lookup failed")),
         }
     }
 
-    fn connect_unix(&mut self, mut opening: Box<Opening>, host: &str, port: u16) {
+    fn locate_unix(&mut self, opening: Box<Opening>, host: &str, port: u16) {
         let dir =
             if host.is_empty() { self.shared.unix_socket_dir.to_string_lossy().into_owned() } else { host.to_owned() };
         if dir.is_empty() {
             tracing::error!("unix socket dir not configured: {}", opening.info.database.name);
             return self.opening_failed(*opening, Failed::connect("cannot connect"));
         }
-        let path = unix_socket_path(&dir, port);
-        opening.addr = PeerAddr::Unix { pid: None, uid: None, port };
+        self.connect_unix(opening, unix_socket_path(&dir, port));
+    }
+
+    fn connect_unix(&mut self, mut opening: Box<Opening>, path: PathBuf) {
+        opening.addr = PeerAddr::Unix { pid: None, uid: None, port: port_of(&opening.info) };
         let socket = connect_unix(&path);
-        self.connecting(opening, socket.map(Socket::Unix), &format!("unix:{}", path.display()));
+        let to = format!("unix:{}", path.display());
+        self.connecting(opening, socket.map(Socket::Unix), Address::Unix(path), &to);
     }
 
     fn connect_tcp(&mut self, mut opening: Box<Opening>, addr: SocketAddr) {
@@ -224,10 +247,12 @@ impl Worker {
         {
             tracing::warn!("{}cannot set socket options: {}", opening.prefix(), sys::error_text(&error));
         }
-        self.connecting(opening, socket.map(Socket::Tcp), &addr.to_string());
+        self.connecting(opening, socket.map(Socket::Tcp), Address::Tcp(addr), &addr.to_string());
     }
 
-    fn connecting(&mut self, mut opening: Box<Opening>, socket: std::io::Result<Socket>, to: &str) {
+    fn connecting(&mut self, mut opening: Box<Opening>, socket: std::io::Result<Socket>, address: Address, to: &str) {
+        let server = opening.me;
+        self.shared.broker.lock().pools.located(server, address);
         let token = server_token(opening.me);
         let registered = socket.and_then(|socket| {
             let mut stream = Stream::new(socket);
@@ -306,16 +331,13 @@ impl Worker {
 
     /// The connect finished: send what comes first.
     fn connected(&mut self, opening: &mut Opening) -> Result<(), Failed> {
-        if self.carry(opening)? {
-            return Ok(());
-        }
         if self.live.config.settings.log_connections {
             match opening.local_addr() {
                 Some(from) => tracing::info!("{}new connection to server (from {from})", opening.prefix()),
                 None => tracing::info!("{}new connection to server", opening.prefix()),
             }
         }
-        self.send_startup(opening)
+        if self.carry(opening)? { Ok(()) } else { self.send_startup(opening) }
     }
 
     fn send_startup(&mut self, opening: &mut Opening) -> Result<(), Failed> {
@@ -353,10 +375,16 @@ impl Worker {
                 encode::cancel_request(&mut out, job.key);
                 opening.kind = LaunchKind::Cancel;
                 opening.stage = Stage::Carrying;
+                let request = job.request;
+                self.local_or_remote(request.worker, Message::CancelSent { request });
                 write(opening, &out)?;
                 Ok(true)
             }
-            None if opening.is_cancel() => Err(Failed::connect(GIVEN_UP)),
+            None if opening.is_cancel() => {
+                // it did connect: that it ends here says nothing against the server
+                opening.stage = Stage::Carrying;
+                Err(Failed::connect(GIVEN_UP))
+            }
             None => Ok(false),
         }
     }
@@ -508,6 +536,7 @@ impl Worker {
     pub(super) fn opening_timed_out(&mut self, server: ServerId) {
         let Place::Opening(opening) = self.places.take(server) else { return };
         let reason = match opening.stage {
+            _ if opening.pool.peer_id.is_some() => "cancel_wait_timeout",
             Stage::Resolving | Stage::Connecting => "connect failed",
             _ => "connect timeout",
         };
@@ -524,8 +553,9 @@ impl Worker {
     }
 
     fn opening_failed(&mut self, opening: Opening, failed: Failed) {
-        let (server, now, cancel) = (opening.me, self.now, opening.is_cancel());
-        if matches!(failed.kind, FailureKind::Connect) && !cancel {
+        let (server, now) = (opening.me, self.now);
+        let carried = matches!(opening.stage, Stage::Carrying);
+        if !carried {
             opening.pool.connect_failed.store(true, Ordering::Relaxed);
         }
         let logged = match &failed.kind {
@@ -535,7 +565,7 @@ impl Worker {
         self.close_opening(opening, logged);
         let failure = LoginFailure { reason: failed.reason, kind: failed.kind };
         self.pools(|broker| {
-            if cancel {
+            if carried {
                 broker.pools.cancel_done(server, now);
             } else {
                 broker.pools.login_failed(server, failure, now);
@@ -552,6 +582,11 @@ impl Worker {
             stream.retire(&self.shared.post(self.id).registry);
         }
     }
+}
+
+/// The port of a server, or of a peer.
+fn port_of(info: &PoolInfo) -> u16 {
+    info.peer.as_ref().map_or(info.database.port, |peer| peer.port)
 }
 
 /// An ErrorResponse in place of a login.

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::config::CONSOLE_DATABASE;
 use crate::net::stream::Socket;
 use crate::relay::vars::Vars;
+use crate::shared::PoolShared;
 use crate::time::Micros;
 use crate::worker::Worker;
 use crate::worker::client::{Client, Phase};
@@ -56,15 +57,17 @@ impl Worker {
 
     fn client_row(&self, client: &Client) -> SocketRow {
         let home = match (&client.phase, &client.pool) {
+            (Phase::Cancel(canceling), _) => canceling.pool.as_deref().map_or(Home::None, home_of),
             (Phase::Console(_), _) => Home::Pool { database: CONSOLE_DATABASE.into(), user: CONSOLE_DATABASE.into() },
             (Phase::Login(_), _) | (_, None) => Home::None,
-            (_, Some(pool)) => Home::Pool { database: pool.database.clone(), user: pool.user.clone() },
+            (_, Some(pool)) => home_of(pool),
         };
-        let state = match client.phase {
+        let state = match &client.phase {
             Phase::Login(_) => SocketState::ClLogin,
             Phase::Waiting(_) | Phase::WaitingLogin(_) => SocketState::ClWaiting,
             Phase::Active | Phase::Console(_) => SocketState::ClActive,
-            Phase::Cancel => SocketState::ClWaitingCancel,
+            Phase::Cancel(canceling) if canceling.sent => SocketState::ClActiveCancel,
+            Phase::Cancel(_) => SocketState::ClWaitingCancel,
         };
         let held = client.input.as_ref().map_or(0, |input| input.len());
         SocketRow {
@@ -100,9 +103,9 @@ impl Worker {
         let local = opening.local_addr();
         let carrying = matches!(opening.stage, Stage::Carrying);
         SocketRow {
-            home: Home::Pool { database: pool.database.clone(), user: pool.user.clone() },
+            home: home_of(pool),
             state: if carrying { SocketState::SvActiveCancel } else { SocketState::SvLogin },
-            user: Some(pool.user.clone()),
+            user: pool.peer_id.is_none().then(|| pool.user.clone()),
             replication: Replication::None,
             addr: opening.addr().show(),
             port: opening.addr().port(),
@@ -125,12 +128,20 @@ impl Worker {
     }
 }
 
+/// Under which pool a socket is shown.
+fn home_of(pool: &PoolShared) -> Home {
+    match pool.peer_id {
+        Some(peer_id) => Home::PeerPool { peer_id },
+        None => Home::Pool { database: pool.database.clone(), user: pool.user.clone() },
+    }
+}
+
 /// The row of a logged-in server.
 pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16) -> SocketRow {
     let local = server.stream.socket().local_addr();
     let user: Arc<str> = server.pool.user.clone();
     SocketRow {
-        home: Home::Pool { database: server.pool.database.clone(), user: user.clone() },
+        home: home_of(&server.pool),
         state,
         user: Some(user),
         replication: Replication::None,

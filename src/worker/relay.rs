@@ -438,9 +438,9 @@ impl Worker {
         let (now, me) = (self.now, client.me);
         let ticket = match client.phase {
             Phase::Waiting(ticket) | Phase::WaitingLogin(ticket) => Some(ticket),
-            Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel => None,
+            Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel(_) => None,
         };
-        let cancel = matches!(client.phase, Phase::Cancel);
+        let cancel = matches!(client.phase, Phase::Cancel(_));
         let console = client.at_console();
         let (pool, user, ready) = (client.pool.as_ref().map(|pool| pool.id), client.user_id, client.counted_ready);
         self.pools(|broker: &mut Broker| {

@@ -9,6 +9,7 @@ use crate::relay::side::TxStatus;
 use crate::time::Micros;
 use crate::wire::encode;
 use crate::worker::client::{Client, End, Phase};
+use crate::worker::open::{Opening, Stage};
 use crate::worker::table::Place;
 use crate::worker::{SWEEP_EVERY, SWEEP_SLICE, Worker};
 
@@ -47,15 +48,18 @@ impl Worker {
     }
 
     fn sweep_openings(&mut self) {
-        let limit = self.live.config.settings.server_connect_timeout;
-        if limit.is_zero() {
-            return;
-        }
+        let settings = &self.live.config.settings;
+        let limit = |opening: &Opening| match opening.stage {
+            // the server must not be given to others before the request was carried out
+            Stage::Carrying => Micros::ZERO,
+            _ if opening.pool().peer_id.is_some() => settings.cancel_wait_timeout,
+            _ => settings.server_connect_timeout,
+        };
         let overdue: Vec<_> = self
             .places
             .iter()
             .filter_map(|place| match place {
-                Place::Opening(opening) if self.now.since(opening.started) > limit => Some(opening.me()),
+                Place::Opening(opening) if over(self.now.since(opening.started), limit(opening)) => Some(opening.me()),
                 _ => None,
             })
             .collect();
@@ -67,7 +71,7 @@ impl Worker {
     fn overdue(&self, client: &Client, config: &Config) -> Option<Verdict> {
         let age = self.now.since(client.connect_time);
         let login_limit = config.settings.client_login_timeout;
-        match client.phase {
+        match &client.phase {
             Phase::Login(_) => over(age, login_limit).then(|| fatal("client_login_timeout")),
             Phase::WaitingLogin(_) => self
                 .waits_too_long(client, config, client.request_time)
@@ -82,7 +86,8 @@ impl Worker {
                 });
                 over(self.now.since(client.request_time), limit).then(|| fatal("client_idle_timeout"))
             }
-            Phase::Cancel => {
+            Phase::Cancel(canceling) if canceling.sent => None,
+            Phase::Cancel(_) => {
                 let waited = self.now.since(client.connect_time);
                 over(waited, config.settings.cancel_wait_timeout)
                     .then(|| Verdict::End(Disconnect::silent("cancel_wait_timeout").into()))

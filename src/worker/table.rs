@@ -192,7 +192,7 @@ impl Turning {
             user: client.user_id,
             ticket: match client.phase {
                 Phase::Waiting(ticket) | Phase::WaitingLogin(ticket) => Some(ticket),
-                Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel => None,
+                Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel(_) => None,
             },
             counted_ready: client.counted_ready,
             login: matches!(client.phase, Phase::Login(_) | Phase::WaitingLogin(_)),
