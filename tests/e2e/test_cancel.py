@@ -10,8 +10,9 @@ import threading
 import psycopg
 import pytest
 
+from support.gate import Gate
 from support.load import Background
-from support.system import as_daemon_user, until
+from support.system import as_daemon_user, holds, until
 from support.wire import CANCEL_REQUEST, query
 
 
@@ -20,6 +21,107 @@ def cancel(pooler, key):
     with pooler.wire() as wire:
         wire.send(struct.pack("!II", 16, CANCEL_REQUEST) + key)
         assert wire.at_eof()
+
+
+def start_cancel(pooler, key):
+    """A cancel request whose connection stays open."""
+    wire = pooler.wire()
+    wire.send(struct.pack("!II", 16, CANCEL_REQUEST) + key)
+    return wire
+
+
+@pytest.fixture
+def gated(make_pooler, pg):
+    """A pooler with one server in its pool, and the gate it goes through."""
+    with Gate(pg.port) as gate:
+        yield make_pooler(ini={"default_pool_size": 1, "cancel_wait_timeout": 2},
+                          databases={"p0": {"host": "127.0.0.1", "port": gate.port, "dbname": "p0"}}), gate
+
+
+def states(pooler):
+    """States of cancel requests and servers."""
+    return (sorted((r["state"], r["user"], r["database"]) for r in pooler.show("CLIENTS") if "cancel" in r["state"]),
+            sorted(r["state"] for r in pooler.show("SERVERS")))
+
+
+def test_what_is_shown_of_a_cancel(gated, pg):
+    """One request is on its way; the next one waits, for there are twice pool_size connections already."""
+    pooler, gate = gated
+    with pooler.login() as wire:
+        wire.send(query("SELECT pg_sleep(30), 'shown'"))
+        until(lambda: pg.sleeping("'shown'"))
+        gate.shut = True
+        first = start_cancel(pooler, wire.key)
+        until(lambda: gate.held)
+        second = start_cancel(pooler, wire.key)
+        until(lambda: pooler.pool()["cl_waiting_cancel_req"] == 1)
+        clients = [("active_cancel_req", "(nouser)", "p0"), ("waiting_cancel_req", "(nouser)", "p0")]
+        assert states(pooler) == (clients, ["active", "active_cancel"])
+        row = pooler.pool()
+        assert (row["cl_active_cancel_req"], row["sv_active_cancel"], row["sv_login"]) == (1, 1, 0)
+        assert second.at_eof(), "it waited too long"
+        pooler.wait_log("p0/(nouser)@127.0.0.1:", 1)
+        pooler.wait_log("closing because: cancel_wait_timeout")
+        assert pooler.log().count("cancel_wait_timeout") == 1
+        assert len(gate.held) == 1 and gate.held[0][1] == struct.pack("!II", 16, CANCEL_REQUEST) + gate.held[0][1][8:]
+        gate.let_go()
+        assert first.at_eof()
+        pooler.wait_log("closing because: successfully sent cancel request", 2)
+        gate.shut = False
+        cancel(pooler, wire.key)
+        assert wire.result().error["C"] == "57014"
+
+
+def test_a_server_rests_while_a_cancel_is_on_its_way(gated, pg):
+    """Whoever is next in line must not get the server before the cancel is over."""
+    pooler, gate = gated
+    with pooler.login() as wire, pooler.login() as other:
+        wire.send(query("SELECT pg_sleep(1), 'ends by itself'"))
+        until(lambda: pg.sleeping("ends by itself"))
+        gate.shut = True
+        late = start_cancel(pooler, wire.key)
+        until(lambda: gate.held)
+        other.send(query("SELECT 'not mine'"))
+        assert wire.result().error is None
+        until(lambda: pooler.pool()["sv_being_canceled"] == 1)
+        assert states(pooler)[1] == ["active_cancel", "being_canceled"]
+        assert other.recv_or_none(0.5) is None
+        gate.let_go()
+        assert other.result().value == "not mine"
+        assert late.at_eof()
+        until(lambda: states(pooler) == ([], ["idle"]))
+
+
+def test_a_cancel_that_is_given_up(gated, pg):
+    pooler, gate = gated
+    with pooler.login() as wire:
+        wire.send(query("SELECT pg_sleep(30), 'given up'"))
+        until(lambda: pg.sleeping("given up"))
+        gate.shut = True
+        given_up = start_cancel(pooler, wire.key)
+        until(lambda: gate.held)
+        given_up.close()
+        pooler.wait_log("closing because: client gave up on cancel request, so we also give up forwarding to server")
+        until(lambda: states(pooler) == ([], ["active"]))
+        gate.shut = False
+        cancel(pooler, wire.key)
+        assert wire.result().error["C"] == "57014"
+
+
+def test_a_cancel_waits_no_longer_than_its_query(gated, pg):
+    """A request that was not sent goes when its server is released, so it can hit nobody else."""
+    pooler, gate = gated
+    with pooler.login() as wire:
+        wire.send(query("SELECT pg_sleep(1), 'short'"))
+        until(lambda: pg.sleeping("'short'"))
+        gate.shut = True
+        first, second = start_cancel(pooler, wire.key), start_cancel(pooler, wire.key)
+        until(lambda: pooler.pool()["cl_waiting_cancel_req"] == 1)
+        assert wire.result().error is None
+        pooler.wait_log("closing because: not sending cancel request for client that is now idle")
+        holds(lambda: len(gate.held) == 1, 0.5)
+        gate.let_go()
+        assert first.at_eof() and second.at_eof()
 
 
 def test_running_query_is_cancelled(pooler, pg):
@@ -159,7 +261,6 @@ def test_storm_of_cancels_never_hits_another_client(make_pooler):
     until(lambda: (pooler.pool()["sv_being_canceled"], pooler.pool()["sv_active"], pooler.pool()["cl_waiting_cancel_req"]) == (0, 0, 0))
 
 
-@pytest.mark.needs("peers")
 @pytest.mark.since("1.19")
 def test_cancel_is_forwarded_to_a_peer(make_pooler, pg):
     a, b = make_pooler(start=False), make_pooler(start=False)

@@ -11,12 +11,8 @@ SETTINGS = {
     "auth_user": "app",
     "client_tls_sslmode": "require",
     "server_tls_sslmode": "verify-full",
-    "dns_zone_check_period": "10",
-    "resolv_conf": "/etc/resolv.conf",
-    "peer_id": "1",
     "suspend_timeout": "5",
     "syslog": "1",
-    "so_reuseport": "1",
 }
 
 

@@ -20,12 +20,14 @@ ROLES = {
     "plainuser": ("plain-secret", "password", "scram-sha-256"),
     "trustuser": ("trust-secret", "trust", "scram-sha-256"),
 }
+# Where the cluster listens; the last one is IPv6.
+ADDRESSES = ("127.0.0.1", "127.0.0.2", "::1")
 DATABASES = ("p0", "p1", "enterprisescanner")
 
 SETTINGS = """
-listen_addresses = '127.0.0.1'
+listen_addresses = '{addresses}'
 port = {port}
-unix_socket_directories = '{dir}'
+unix_socket_directories = '{dir},{dir}/second,@{dir}'
 max_connections = 200
 superuser_reserved_connections = 5
 fsync = off
@@ -61,15 +63,17 @@ class Postgres:
         self.dir = system.fresh_dir("pg")
         self.data = self.dir / "data"
         self.port = system.free_port()
+        (self.dir / "second").mkdir()
+        system.give_to_daemon(self.dir / "second")
         self.process = None
         self._admin = None
         system.run([self.bin / "initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C",
                     "--no-sync", "--no-instructions"], switch_user=True)
         with open(self.data / "postgresql.conf", "a") as conf:
-            conf.write(SETTINGS.format(port=self.port, dir=self.dir))
+            conf.write(SETTINGS.format(port=self.port, dir=self.dir, addresses=",".join(ADDRESSES)))
         hba = ["local all all trust", "local replication all trust"]
-        hba += [f"host {what} {role} 127.0.0.1/32 {check}" for role, (_, check, _) in ROLES.items()
-                for what in ("all", "replication")]
+        hba += [f"host {what} {role} {where} {check}" for role, (_, check, _) in ROLES.items()
+                for what in ("all", "replication") for where in ("127.0.0.0/8", "::1/128")]
         (self.data / "pg_hba.conf").write_text("\n".join(hba) + "\n")
         self.start()
         for role, (password, _, stored) in ROLES.items():
