@@ -7,7 +7,10 @@
 //! A login identity is decided by the caller once and never changes inside a machine. What a peer says is bounded
 //! before it is kept, and every length is compared before it is used.
 
+pub mod choice;
 pub mod client;
+pub mod facts;
+pub mod lookup;
 pub mod md5;
 pub mod scram;
 pub mod scram_client;

@@ -4,17 +4,20 @@
 //! aside: when it fails, whatever was in force stays in force, whole. `ini.rs` knows the lines of a file, `load.rs`
 //! what they mean, `connstr.rs` the `key=value` lists of the entries, `keys.rs` the settings, `effective.rs` which of
 //! several values counts, `diff.rs` what a reload changes, `unbuilt.rs` what this build lacks, `userlist.rs` the file
-//! of users.
+//! of users, `hba.rs` and `ident.rs` the access rules.
 
 pub mod connstr;
 mod diff;
 pub mod effective;
+pub mod hba;
+pub mod ident;
 mod ini;
 pub mod keys;
 mod load;
 mod unbuilt;
 pub mod userlist;
 pub mod value;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -5,12 +5,12 @@
 
 use std::fmt;
 
-use super::{Config, Settings, connstr, keys};
+use super::{Config, Settings, keys};
 
 /// A value given to something that this build does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnbuiltSetting {
-    /// As an operator finds it: `auth_user`, or `auth_user` with the entry it stands in.
+    /// As an operator finds it.
     pub key: String,
     pub value: String,
     /// What to do about it.
@@ -29,12 +29,7 @@ impl fmt::Display for UnbuiltSetting {
 
 /// THE list of settings: a name, and the values that work besides the default.
 const SETTINGS: &[(&str, &[&str])] = &[
-    ("auth_type", &["any", "trust", "plain", "scram-sha-256"]),
-    ("auth_query", &[]),
-    ("auth_user", &[]),
-    ("auth_dbname", &[]),
-    ("auth_hba_file", &[]),
-    ("auth_ident_file", &[]),
+    ("auth_type", &["any", "trust", "plain", "scram-sha-256", "hba"]),
     ("auth_ldap_options", &[]),
     ("client_tls13_ciphers", &[]),
     ("client_tls_ca_file", &[]),
@@ -56,9 +51,6 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("syslog", &[]),
 ];
 
-/// The keys of `[databases]` entries that have no effect.
-const DATABASE_KEYS: &[&str] = &["auth_user", "auth_query", "auth_dbname"];
-
 impl Settings {
     /// The settings with a value that this build cannot serve.
     #[must_use]
@@ -79,8 +71,6 @@ impl Settings {
                 let remedy = match keys::find(key)?.default {
                     None => "remove it".to_owned(),
                     Some("") => "remove it or leave it empty".to_owned(),
-                    // too long to read
-                    Some(_) if key == "auth_query" => "remove it".to_owned(),
                     Some(text) => format!("remove it or set it to its default \"{text}\""),
                 };
                 Some(UnbuiltSetting { key: key.to_owned(), value, remedy })
@@ -90,34 +80,15 @@ impl Settings {
 }
 
 impl Config {
-    /// Everything in the configuration that this build cannot serve: settings and keys of entries.
+    /// Everything in the configuration that this build cannot serve.
     #[must_use]
     pub fn unsupported(&self) -> Vec<UnbuiltSetting> {
-        let mut found = self.settings.unsupported();
-        // a `*` string that cannot be read says so itself when it is used
-        let wildcard = self.wildcard.as_deref().and_then(|text| connstr::parse_database("*", text).ok());
-        for db in self.databases.values().chain(wildcard.as_ref()) {
-            for &key in DATABASE_KEYS {
-                let value = match key {
-                    "auth_user" => &db.auth_user,
-                    "auth_query" => &db.auth_query,
-                    "auth_dbname" => &db.auth_dbname,
-                    _ => &None,
-                };
-                found.extend(value.as_ref().map(|value| UnbuiltSetting {
-                    key: format!("databases.{}.{key}", db.name),
-                    value: value.clone(),
-                    remedy: "remove it".to_owned(),
-                }));
-            }
-        }
-        found
+        self.settings.unsupported()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::connstr::parse_database;
     use super::*;
 
     #[test]
@@ -154,11 +125,7 @@ mod tests {
                      remove it or leave it empty",
                 ),
             ),
-            (
-                "auth_user",
-                "a",
-                Some("setting \"auth_user\" is set to \"a\", which this build does not support; remove it"),
-            ),
+            ("auth_user", "a", None),
             (
                 "auth_ldap_options",
                 "ldapbindpasswd=geheim",
@@ -170,16 +137,5 @@ mod tests {
             let found: Vec<_> = settings.unsupported().iter().map(ToString::to_string).collect();
             assert_eq!(found, want.into_iter().collect::<Vec<_>>(), "{key}={value}");
         }
-    }
-
-    #[test]
-    fn entries_count_too() {
-        let mut config = Config::default();
-        config.databases.insert("a".to_owned(), parse_database("a", "auth_user=u").expect("valid"));
-        config.wildcard = Some("auth_dbname=d".to_owned());
-        let keys: Vec<_> = config.unsupported().into_iter().map(|found| found.key).collect();
-        assert_eq!(keys, ["databases.a.auth_user", "databases.*.auth_dbname"]);
-        config.wildcard = Some("garbage".to_owned());
-        assert_eq!(config.unsupported().len(), 1);
     }
 }

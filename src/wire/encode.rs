@@ -64,6 +64,25 @@ pub fn query(out: &mut Vec<u8>, sql: &[u8]) {
     message(out, b'Q', |body| cstr(body, sql));
 }
 
+/// Appends the messages of the extended protocol that run `sql` once with one parameter, given as text: unnamed
+/// statement, unnamed portal, all rows, Sync.
+pub fn unnamed_query(out: &mut Vec<u8>, sql: &[u8], parameter: &[u8]) {
+    message(out, b'P', |body| {
+        cstr(body, b"");
+        cstr(body, sql);
+        body.extend_from_slice(&[0, 0]);
+    });
+    message(out, b'B', |body| {
+        body.extend_from_slice(b"\0\0\0\0\0\x01");
+        body.extend_from_slice(&u32::try_from(parameter.len()).unwrap_or(u32::MAX).to_be_bytes());
+        body.extend_from_slice(parameter);
+        body.extend_from_slice(&[0, 0]);
+    });
+    message(out, b'D', |body| body.extend_from_slice(b"P\0"));
+    message(out, b'E', |body| body.extend_from_slice(b"\0\0\0\0\0"));
+    message(out, b'S', |_| {});
+}
+
 /// Appends a startup packet of protocol 3.0 with the given parameters.
 pub fn startup(out: &mut Vec<u8>, parameters: &[(&str, &str)]) {
     let start = out.len();

@@ -1,0 +1,170 @@
+//! How a client has to prove who it is: the one place that decides, from `auth_type`, the access rules and what is known
+//! of the connection; and the verdicts that need no exchange.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::client::Method;
+use super::facts::Facts;
+use crate::config::AuthType;
+use crate::config::hba::{self, Rules, Subject};
+use crate::config::ident::Map;
+
+/// See the module's head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// An exchange of messages, or none at all.
+    Exchange(Method),
+    /// The operating system's name of the client's user decides: [`peer`].
+    Peer { map: Option<Arc<Map>> },
+    /// The client's certificate decides: [`certificate`].
+    Certificate { map: Option<Arc<Map>> },
+    /// The client is turned away with this text.
+    Refuse(&'static str),
+}
+
+/// A verdict: what the log says beyond the failure itself.
+pub type Refused = Option<Cow<'static, str>>;
+
+/// The text for a client that the operating system calls by another name.
+pub const PEER_FAILED: &str = "unix socket login rejected";
+
+/// The text for a client without the right certificate.
+pub const CERTIFICATE_FAILED: &str = "certificate authentication failed";
+
+/// `rules` are those of auth_hba_file, if it was ever read.
+#[must_use]
+pub fn choose(auth_type: AuthType, rules: Option<&Rules>, who: &Subject<'_>) -> Choice {
+    match auth_type {
+        AuthType::Any => Choice::Exchange(Method::Any),
+        AuthType::Trust => Choice::Exchange(Method::Trust),
+        AuthType::Plain => Choice::Exchange(Method::Plain),
+        AuthType::Md5 => Choice::Exchange(Method::Md5),
+        AuthType::ScramSha256 => Choice::Exchange(Method::ScramSha256),
+        AuthType::Cert => Choice::Certificate { map: None },
+        AuthType::Hba => by_rule(rules, who),
+        AuthType::Ldap | AuthType::Pam => Choice::Refuse("bouncer config error"),
+    }
+}
+
+fn by_rule(rules: Option<&Rules>, who: &Subject<'_>) -> Choice {
+    let Some(rule) = rules.and_then(|rules| rules.find(who)) else {
+        return Choice::Refuse("no authentication method is found");
+    };
+    match rule.method {
+        hba::Method::Trust => Choice::Exchange(Method::Trust),
+        hba::Method::Reject => Choice::Refuse("login rejected"),
+        hba::Method::Md5 => Choice::Exchange(Method::Md5),
+        hba::Method::Password => Choice::Exchange(Method::Plain),
+        hba::Method::ScramSha256 => Choice::Exchange(Method::ScramSha256),
+        hba::Method::Peer => Choice::Peer { map: rule.map.clone() },
+        hba::Method::Cert => Choice::Certificate { map: rule.map.clone() },
+    }
+}
+
+/// May the operating system's `system_user` log in as `user`?
+///
+/// # Errors
+/// No; the client is told [`PEER_FAILED`].
+pub fn peer(system_user: Option<&str>, user: &str, map: Option<&Map>) -> Result<(), Refused> {
+    let Some(system_user) = system_user else { return Err(None) };
+    match map {
+        None if system_user == user => Ok(()),
+        None => Err(None),
+        Some(map) if map.system_users(user).any(|name| name == system_user) => Ok(()),
+        Some(map) => Err(Some(format!("ident map {} cannot be matched", map.name).into())),
+    }
+}
+
+/// May the holder of the connection's certificate log in as `user`?
+///
+/// # Errors
+/// No; the client is told [`CERTIFICATE_FAILED`].
+pub fn certificate(facts: &Facts, user: &str, map: Option<&Map>) -> Result<(), Refused> {
+    let Some(tls) = &facts.tls else { return Err(Some("TLS connection required".into())) };
+    let Some(certificate) = &tls.certificate else {
+        return Err(Some("TLS client certificate required".into()));
+    };
+    match map {
+        None if certificate.is_for(user) => Ok(()),
+        None => Err(Some("TLS certificate name mismatch".into())),
+        Some(map) if map.system_users(user).any(|name| certificate.is_for(name)) => Ok(()),
+        Some(map) => Err(Some(format!("ident map: {} does not have a match", map.name).into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::auth::facts::{Certificate, Tls};
+    use crate::config::ident;
+
+    fn subject(user: &str) -> Subject<'_> {
+        Subject { address: None, tls: false, database: "d", user, replicating: hba::Replicating::No }
+    }
+
+    fn map() -> Arc<Map> {
+        ident::parse(b"m root postgres\nm *.ops.org admin\nm joe all").0["m"].clone()
+    }
+
+    #[test]
+    fn rules_choose() {
+        let maps = ident::parse(b"m root postgres").0;
+        let text = b"local all a trust\nlocal all b reject\nlocal all c md5\nlocal all d password\n\
+                     local all e scram-sha-256\nlocal all f peer map=m\nlocal all g cert";
+        let (rules, _) = hba::parse(text, Path::new("hba"), &maps, &|_| Err(std::io::ErrorKind::NotFound.into()));
+        let choice = |user| choose(AuthType::Hba, Some(&rules), &subject(user));
+        assert_eq!(choice("a"), Choice::Exchange(Method::Trust));
+        assert_eq!(choice("b"), Choice::Refuse("login rejected"));
+        assert_eq!(choice("c"), Choice::Exchange(Method::Md5));
+        assert_eq!(choice("d"), Choice::Exchange(Method::Plain));
+        assert_eq!(choice("e"), Choice::Exchange(Method::ScramSha256));
+        assert_eq!(choice("f"), Choice::Peer { map: maps.get("m").cloned() });
+        assert_eq!(choice("g"), Choice::Certificate { map: None });
+        assert_eq!(choice("h"), Choice::Refuse("no authentication method is found"));
+        let unread = choose(AuthType::Hba, None, &subject("a"));
+        assert_eq!(unread, Choice::Refuse("no authentication method is found"));
+        assert_eq!(choose(AuthType::Cert, Some(&rules), &subject("a")), Choice::Certificate { map: None });
+    }
+
+    #[test]
+    fn peers_by_name_or_map() {
+        let map = map();
+        let unmatched = Err(Some("ident map m cannot be matched".into()));
+        for (system, user, with, want) in [
+            (Some("joe"), "joe", None, Ok(())),
+            (Some("joe"), "Joe", None, Err(None)),
+            (None, "joe", None, Err(None)),
+            (Some("root"), "postgres", Some(&*map), Ok(())),
+            (Some("joe"), "whoever", Some(&*map), Ok(())),
+            (Some("root"), "root", Some(&*map), unmatched),
+            (None, "postgres", Some(&*map), Err(None)),
+        ] {
+            assert_eq!(peer(system, user, with), want, "{system:?} {user}");
+        }
+    }
+
+    #[test]
+    fn certificates_by_name_or_map() {
+        let plain = Facts::default();
+        let bare = Facts { tls: Some(Tls::default()), ..Facts::default() };
+        let names = Certificate { dns_names: vec!["db1.ops.org".to_owned()], ..Certificate::default() };
+        let shown = Facts { tls: Some(Tls { certificate: Some(names), ..Tls::default() }), ..Facts::default() };
+        let map = map();
+        let refused = |text: &'static str| Err(Some(text.into()));
+        for (facts, user, with, want) in [
+            (&plain, "u", None, refused("TLS connection required")),
+            (&bare, "u", None, refused("TLS client certificate required")),
+            (&shown, "u", None, refused("TLS certificate name mismatch")),
+            (&shown, "DB1.ops.org", None, Ok(())),
+            (&shown, "db1.ops.org", Some(&*map), refused("ident map: m does not have a match")),
+            (&shown, "admin", Some(&*map), refused("ident map: m does not have a match")),
+        ] {
+            assert_eq!(certificate(facts, user, with), want, "{user}");
+        }
+        let literal = ident::parse(b"m DB1.OPS.ORG admin").0["m"].clone();
+        assert_eq!(certificate(&shown, "admin", Some(&literal)), Ok(()));
+    }
+}
