@@ -20,7 +20,7 @@ use crate::pool::Pools;
 use crate::relay::vars::TrackedNames;
 use crate::shared::{Live, Post, Shared};
 use crate::supervisor::Supervisor;
-use crate::supervisor::reload::{Users, load, read_users, verbosity};
+use crate::supervisor::reload::{FilesRead, Users, load, read_rules, read_users, verbosity};
 use crate::sys;
 use crate::sys::pidfile::{self, Pidfile};
 use crate::worker::Worker;
@@ -68,7 +68,7 @@ fn start(options: &Options) -> Result<(), Fatal> {
     if sys::service::passed_sockets() > 0 {
         return Err(Fatal("sockets passed from the service manager are not supported by this build".to_owned()));
     }
-    let users = read_users(&config, &Users::new());
+    let read = FilesRead { users: read_users(&config, &Users::new()), rules: read_rules(&config) };
     let settings = &config.settings;
     let port = u16::try_from(settings.listen_port).map_err(|_| bad_port(settings.listen_port))?;
     if !settings.unix_socket_dir.is_empty() {
@@ -80,10 +80,10 @@ fn start(options: &Options) -> Result<(), Fatal> {
         log::silence_stderr();
     }
     let limit = sys::limits::raise_fd_limit();
-    tracing::info!("{}", limit.describe(settings.max_client_conn, expected_fds(&config, users.len())));
+    tracing::info!("{}", limit.describe(settings.max_client_conn, expected_fds(&config, read.users.len())));
     let listeners = listener::open(&listen_options(&config, port))?;
     let pidfile = pidfile::write(&settings.pidfile)?;
-    let outcome = serve(config, users, listeners, port);
+    let outcome = serve(config, read, listeners, port);
     if let Some(pidfile) = pidfile {
         Pidfile::remove(pidfile);
     }
@@ -142,7 +142,7 @@ fn listen_options(config: &Config, port: u16) -> ListenOptions {
 }
 
 /// Starts the workers and supervises them until the end.
-fn serve(config: Config, users: Users, listeners: Listeners, port: u16) -> Result<(), Fatal> {
+fn serve(config: Config, read: FilesRead, listeners: Listeners, port: u16) -> Result<(), Fatal> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: std::io::Error| Fatal(format!("{what}: {}", sys::error_text(&error)))
@@ -155,7 +155,7 @@ fn serve(config: Config, users: Users, listeners: Listeners, port: u16) -> Resul
     let mut mock_key = [0; 32];
     getrandom::fill(&mut mock_key).map_err(|error| Fatal(format!("no random numbers: {error}")))?;
     let mut pools = Pools::new(config.clone(), Clock::now());
-    pools.set_known_users(users.keys().cloned());
+    pools.set_known_users(read.users.keys().cloned());
     let mut polls = Vec::new();
     let mut posts = Vec::new();
     for _ in 0..workers {
@@ -176,7 +176,7 @@ fn serve(config: Config, users: Users, listeners: Listeners, port: u16) -> Resul
         port,
         sys::user::own_uid(),
     ));
-    let live = Arc::new(Live { config, users: Arc::new(users) });
+    let live = Arc::new(Live { config, users: Arc::new(read.users), hba: read.rules });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(usize::from(workers).max(2))

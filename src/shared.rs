@@ -19,6 +19,7 @@ use crate::auth::scram::{Derivation, SaltedKeys, ScramKeys, Verifier};
 use crate::auth::secret::Secret;
 use crate::broker::Broker;
 use crate::config::Config;
+use crate::config::hba::Rules;
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
 use crate::net::stream::Socket;
@@ -60,6 +61,8 @@ pub struct PoolShared {
 pub struct LoginCache {
     /// Keys of a client's own SCRAM login, for servers with the same SCRAM secret.
     pub client_keys: Option<ScramKeys>,
+    /// The secret of the pool's user as auth_query last gave it, for a user that auth_file does not have.
+    pub fetched: Option<Secret>,
     /// The last derivation for a server that wanted SCRAM, and its result.
     pub derived: Option<(Derivation, SaltedKeys)>,
 }
@@ -128,6 +131,8 @@ pub struct UserSecret {
 pub struct Live {
     pub config: Arc<Config>,
     pub users: Arc<HashMap<String, Arc<UserSecret>>>,
+    /// The access rules; none when they were never read.
+    pub hba: Option<Arc<Rules>>,
 }
 
 /// A client socket on its way to its worker.
@@ -187,6 +192,11 @@ pub enum Message {
     ClientDerived {
         client: ClientRef,
         keys: Box<SaltedKeys>,
+    },
+    /// What the operating system calls the user at the other end of a client's Unix socket.
+    SystemUser {
+        client: ClientRef,
+        name: Option<String>,
     },
     /// The result of a derivation, for the login to a server.
     ServerDerived {
@@ -255,6 +265,7 @@ pub enum Request {
 /// Slow login work, off the event loops.
 pub enum Job {
     Client { client: ClientRef, derivation: Derivation },
+    SystemUser { client: ClientRef, uid: u32 },
     Server { server: ServerId, worker: WorkerId, derivation: Derivation },
 }
 

@@ -158,6 +158,10 @@ impl Supervisor {
                 let keys = Box::new(derivation.run());
                 shared.post(client.worker).send(Message::ClientDerived { client, keys });
             }
+            Job::SystemUser { client, uid } => {
+                let name = crate::sys::user::name_of(uid);
+                shared.post(client.worker).send(Message::SystemUser { client, name });
+            }
             Job::Server { server, worker, derivation } => {
                 let keys = Box::new(derivation.run());
                 let derivation = Box::new(derivation);

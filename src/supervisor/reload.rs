@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use crate::auth::secret::Secret;
 use crate::clock::Clock;
-use crate::config::{self, AuthType, Config, Level, userlist};
+use crate::config::hba::{self, Rules};
+use crate::config::{self, AuthType, Config, Level, LogLine, ident, userlist};
 use crate::log;
 use crate::shared::{Live, Message, UserSecret};
 use crate::supervisor::Supervisor;
@@ -18,6 +19,13 @@ use crate::worker::open::tcp_options;
 
 /// Users by name, with their secrets.
 pub type Users = HashMap<String, Arc<UserSecret>>;
+
+/// What was read along with the configuration file.
+pub struct FilesRead {
+    pub users: Users,
+    /// None: not wanted.
+    pub rules: Option<Arc<Rules>>,
+}
 
 /// Loads the configuration file and logs what it says. `None` if it cannot be used.
 pub fn load(path: &Path, running: Option<&Config>) -> Option<Config> {
@@ -68,6 +76,36 @@ pub fn read_users(config: &Config, known: &Users) -> Users {
     users
 }
 
+/// Reads the access rules and the user name maps they refer to. None when the configuration has no use for them.
+pub fn read_rules(config: &Config) -> Option<Arc<Rules>> {
+    let settings = &config.settings;
+    if settings.auth_type != AuthType::Hba {
+        return None;
+    }
+    let read = |path: &Path| std::fs::read(path);
+    let maps = match settings.auth_ident_file.as_deref().filter(|path| !path.is_empty()) {
+        Some(path) => match read(Path::new(path)) {
+            Ok(text) => logged(ident::parse(&text)),
+            Err(error) => logged((ident::Maps::new(), vec![ident::unreadable(path, &error)])),
+        },
+        None => ident::Maps::new(),
+    };
+    let path = &settings.auth_hba_file;
+    let rules = match read(Path::new(path)) {
+        Ok(text) => hba::parse(&text, Path::new(path), &maps, &read),
+        // nobody gets in by rules that cannot be read
+        Err(error) => (Rules::default(), vec![hba::unreadable(path, &error)]),
+    };
+    Some(Arc::new(logged(rules)))
+}
+
+fn logged<T>((value, lines): (T, Vec<LogLine>)) -> T {
+    for line in lines {
+        log_line(line.level, &line.text);
+    }
+    value
+}
+
 impl Supervisor {
     pub(super) fn hangup(&mut self) {
         tracing::info!("got SIGHUP, re-reading config");
@@ -85,17 +123,20 @@ impl Supervisor {
             log::reopen_logfile(&self.live.config.settings.logfile);
             return false;
         };
-        let users = read_users(&config, &self.live.users);
-        self.put_in_force(config, Some(users));
+        let read = FilesRead { users: read_users(&config, &self.live.users), rules: read_rules(&config) };
+        self.put_in_force(config, Some(read));
         log::reopen_logfile(&self.live.config.settings.logfile);
         true
     }
 
     /// Gives everybody the new configuration.
-    pub(super) fn put_in_force(&mut self, config: Config, users: Option<Users>) {
+    pub(super) fn put_in_force(&mut self, config: Config, read: Option<FilesRead>) {
         let config = Arc::new(config);
-        let users = users.map_or_else(|| self.live.users.clone(), Arc::new);
-        self.live = Arc::new(Live { config: config.clone(), users: users.clone() });
+        let (users, hba) = match read {
+            Some(read) => (Arc::new(read.users), read.rules),
+            None => (self.live.users.clone(), self.live.hba.clone()),
+        };
+        self.live = Arc::new(Live { config: config.clone(), users: users.clone(), hba });
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;
         self.listeners.retune(&tcp_options(settings), settings.tcp_defer_accept);

@@ -40,6 +40,12 @@ pub fn own_uid() -> u32 {
     Uid::effective().as_raw()
 }
 
+/// The name of a user; the system's databases are asked, which may take a while.
+#[must_use]
+pub fn name_of(uid: u32) -> Option<String> {
+    User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
+}
+
 /// A group by name or number.
 #[must_use]
 pub fn find_group(name: &str) -> Option<Gid> {
@@ -60,6 +66,12 @@ mod tests {
         assert_eq!(find_group("root"), Some(Gid::from_raw(0)));
         assert_eq!(find_group("4711"), Some(Gid::from_raw(4711)));
         assert_eq!(find_group("nosuchgroup"), None);
+    }
+
+    #[test]
+    fn names_of_users() {
+        assert_eq!(name_of(0).as_deref(), Some("root"));
+        assert_eq!(name_of(4_000_000_000), None);
     }
 
     /// Runs as the child of the next test, which is root.

@@ -5,9 +5,14 @@
 
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use crate::admin::command::Rights;
 use crate::auth::client::ClientAuth;
+use crate::auth::facts::Facts;
+use crate::auth::lookup::Answer;
 use crate::config::PoolMode;
+use crate::config::ident::Map;
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, Ticket, UserId};
 use crate::net::stream::Stream;
@@ -23,11 +28,14 @@ use crate::worker::server::Server;
 /// ```text
 /// Login -> Active <-> Waiting          Login -> WaitingLogin -> Active
 /// Login -> Console                     Login -> Cancel
+/// Login -> Lookup -> Login
 /// ```
 #[derive(Debug)]
 pub enum Phase {
     /// Not logged in.
     Login(Box<Login>),
+    /// Not logged in; auth_query waits for a server, or runs on the one in `server`.
+    Lookup(Box<Lookup>),
     /// Authenticated; its pool has no login reply yet.
     WaitingLogin(Ticket),
     /// Logged in; linked if `server` is set.
@@ -48,12 +56,26 @@ pub struct Login {
     /// Set once the startup message is here.
     pub params: Option<StartupParams>,
     pub auth: Option<ClientAuth>,
-    /// A slow derivation runs; nothing is read meanwhile.
-    pub deriving: bool,
+    /// Somebody else works for this login; nothing is read meanwhile.
+    pub busy: bool,
+    /// The map for the operating system's name of the client's user, which has been asked for.
+    pub peer_map: Option<Arc<Map>>,
     pub user: Option<Arc<UserSecret>>,
     /// Not told before the password is right.
     pub unknown_database: bool,
     pub console: Option<Rights>,
+}
+
+/// A login that goes on when its user's secret has been fetched. Meanwhile the client's pool is the one of the lookup.
+pub struct Lookup {
+    pub login: Login,
+    /// Set while it waits for a server.
+    pub ticket: Option<Ticket>,
+    /// The messages that run the query.
+    pub request: Vec<u8>,
+    pub answer: Answer,
+    /// Of the answer, as far as it is not taken apart yet. May hold a password.
+    pub received: Zeroizing<Vec<u8>>,
 }
 
 /// Encryption is asked for at most once each.
@@ -79,6 +101,12 @@ pub struct Console {
     pub received: Vec<u8>,
     /// A command is with the supervisor.
     pub busy: bool,
+}
+
+impl std::fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lookup(..)")
+    }
 }
 
 impl std::fmt::Debug for Login {
@@ -169,6 +197,31 @@ impl Client {
             Phase::Login(login) => login.console.is_some(),
             _ => false,
         }
+    }
+
+    /// What is known of the connection beyond what the client says.
+    #[must_use]
+    pub const fn facts(&self) -> Facts {
+        match self.peer {
+            PeerAddr::Tcp(addr) => Facts { address: Some(addr.ip()), uid: None, tls: None },
+            PeerAddr::Unix { uid, .. } => Facts { address: None, uid, tls: None },
+        }
+    }
+
+    /// The client's place in a line, if it stands in one.
+    #[must_use]
+    pub fn ticket(&self) -> Option<Ticket> {
+        match &self.phase {
+            Phase::Waiting(ticket) | Phase::WaitingLogin(ticket) => Some(*ticket),
+            Phase::Lookup(lookup) => lookup.ticket,
+            Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel(_) => None,
+        }
+    }
+
+    /// Neither logged in nor on the way of a cancel request.
+    #[must_use]
+    pub const fn logging_in(&self) -> bool {
+        matches!(self.phase, Phase::Login(_) | Phase::Lookup(_) | Phase::WaitingLogin(_))
     }
 
     /// True from AuthenticationOk on.

@@ -6,10 +6,13 @@
 //! pools otherwise.
 
 pub mod accept;
+mod authenticate;
 mod cancel;
 pub mod client;
 pub(crate) mod console;
+mod identify;
 pub(crate) mod login;
+mod lookup;
 pub(crate) mod open;
 mod parked;
 pub mod peer;
@@ -209,6 +212,7 @@ impl Worker {
             Message::CancelSent { request } => self.cancel_sent(request),
             Message::CancelFinished { request, why } => self.end(request, End::from(why)),
             Message::ClientDerived { client, keys } => self.client_derived(client, &keys),
+            Message::SystemUser { client, name } => self.system_user(client, name.as_deref()),
             Message::ServerDerived { server, derivation, keys } => self.server_derived(server, *derivation, &keys),
             Message::Resolved { server, addresses } => self.resolved(server, addresses),
             Message::Live(live) => self.live = live,
@@ -321,6 +325,7 @@ impl Worker {
         match client.phase {
             Phase::Active => self.relay(client),
             Phase::Login(_) => self.login(client),
+            Phase::Lookup(_) => self.lookup(client),
             Phase::Waiting(_) | Phase::WaitingLogin(_) => Self::still_there(client),
             Phase::Console(_) => self.console(client),
             Phase::Cancel(_) => Self::cancel_still_wanted(client),
@@ -328,7 +333,7 @@ impl Worker {
     }
 
     /// A queued client is not read, but one that has gone gives up its place.
-    fn still_there(client: &mut Client) -> Result<(), End> {
+    pub(crate) fn still_there(client: &mut Client) -> Result<(), End> {
         if client.stream.closing() {
             return Err(Disconnect::silent("client unexpected eof").into());
         }

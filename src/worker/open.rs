@@ -15,6 +15,7 @@ use mio::event::Event;
 use mio::net::{TcpStream, UnixStream};
 
 use crate::auth::scram::{Derivation, SaltedKeys};
+use crate::auth::secret::Secret;
 use crate::auth::server::{Credentials, REFUSAL, ServerAuth, Step};
 use crate::config::LoadBalanceHosts;
 use crate::disconnect::Disconnect;
@@ -32,7 +33,6 @@ use crate::wire::fields::{ErrorFields, lossy, split_cstr};
 use crate::wire::scan::{Item, Scanner};
 use crate::wire::tag::backend as be;
 use crate::worker::Worker;
-use crate::worker::login::pool_secret;
 use crate::worker::peer::PeerAddr;
 use crate::worker::server::Server;
 use crate::worker::table::{Place, server_token};
@@ -353,17 +353,30 @@ impl Worker {
         parameters.push(("user", &opening.info.user));
         let mut out = Vec::new();
         encode::startup(&mut out, &parameters);
-        let forced = database.user.is_some().then_some(database.password.as_deref()).flatten();
         let mut nonce = [0; crate::auth::scram::NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|_| crashed())?;
         let credentials = Credentials {
             user: opening.info.user.as_str().into(),
-            secret: pool_secret(self, &opening.info.user, forced),
+            secret: self.server_secret(opening),
             scram_keys: opening.pool.logins.lock().client_keys.clone(),
         };
         opening.auth = Some(ServerAuth::new(credentials, nonce));
         opening.stage = Stage::Login;
         write(opening, &out)
+    }
+
+    /// What the pool's user logs in with: the password that the entry gives for its forced user, else what auth_file has,
+    /// else what auth_query gave.
+    fn server_secret(&self, opening: &Opening) -> Secret {
+        let info = &opening.info;
+        let forced = info.forced.then_some(info.database.password.as_deref()).flatten();
+        if let Some(password) = forced.filter(|password| !password.is_empty()) {
+            return Secret::classify(password);
+        }
+        match self.live.users.get(&info.user) {
+            Some(user) => user.secret.clone(),
+            None => opening.pool.logins.lock().fetched.clone().unwrap_or_default(),
+        }
     }
 
     /// A fresh connection first serves a cancel request that waits, if there is one.

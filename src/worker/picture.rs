@@ -63,7 +63,8 @@ impl Worker {
             (_, Some(pool)) => home_of(pool),
         };
         let state = match &client.phase {
-            Phase::Login(_) => SocketState::ClLogin,
+            Phase::Lookup(lookup) if lookup.ticket.is_some() => SocketState::ClWaiting,
+            Phase::Login(_) | Phase::Lookup(_) => SocketState::ClLogin,
             Phase::Waiting(_) | Phase::WaitingLogin(_) => SocketState::ClWaiting,
             Phase::Active | Phase::Console(_) => SocketState::ClActive,
             Phase::Cancel(canceling) if canceling.sent => SocketState::ClActiveCancel,

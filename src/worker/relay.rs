@@ -226,8 +226,20 @@ impl Worker {
     /// Joins a client and a server. False if the server's parameters must be set first.
     #[inline]
     fn link(&mut self, client: &mut Client, grant: Grant<Box<Server>>) -> Result<bool, End> {
-        let mut server = grant.conn;
         client.mode = grant.pool_mode;
+        let mut server = self.take_over(client, grant.conn)?;
+        let mut ctx = context!(self, client.mode);
+        let waits = align(&mut client.side, &mut server.side, &mut ctx, &mut self.scratch.to_server);
+        let written = server.stream.write_out(&self.scratch.to_server, &[]);
+        self.scratch.to_server.clear();
+        client.server = Some(server);
+        written.map_err(|_| crashed())?;
+        Ok(!waits)
+    }
+
+    /// Takes a server for the client into the hands of this worker.
+    #[inline]
+    pub(super) fn take_over(&mut self, client: &mut Client, mut server: Box<Server>) -> Result<Box<Server>, End> {
         self.tally.server_assignment_count += 1;
         self.turning.holds(Some(server.me));
         self.places.set(server.me, Place::Linked(client.me));
@@ -242,13 +254,7 @@ impl Worker {
             }
         }
         server.request_time = self.now;
-        let mut ctx = context!(self, client.mode);
-        let waits = align(&mut client.side, &mut server.side, &mut ctx, &mut self.scratch.to_server);
-        let written = server.stream.write_out(&self.scratch.to_server, &[]);
-        self.scratch.to_server.clear();
-        client.server = Some(server);
-        written.map_err(|_| crashed())?;
-        Ok(!waits)
+        Ok(server)
     }
 
     #[inline]
@@ -297,12 +303,20 @@ impl Worker {
     }
 
     fn collect(&mut self, client: &mut Client) -> Result<(), End> {
-        let (Phase::Waiting(ticket) | Phase::WaitingLogin(ticket)) = client.phase else { return Ok(()) };
+        let Some(ticket) = client.ticket() else { return Ok(()) };
         let collected = self.pools(|broker| broker.pools.collect(ticket));
+        if !matches!(collected, Collected::Waiting)
+            && let Phase::Lookup(lookup) = &mut client.phase
+        {
+            lookup.ticket = None;
+        }
         match collected {
             Collected::Waiting => Ok(()),
             Collected::Granted(grant) => {
                 self.wait_ends(client);
+                if matches!(client.phase, Phase::Lookup(_)) {
+                    return self.run_lookup(client, grant.conn);
+                }
                 client.phase = Phase::Active;
                 self.link(client, grant)?;
                 Ok(())
@@ -312,7 +326,11 @@ impl Worker {
                 self.finish_login(client, &reply)
             }
             Collected::Refused(why) => {
-                client.phase = if matches!(client.phase, Phase::Waiting(_)) { Phase::Active } else { login_over() };
+                match client.phase {
+                    Phase::Waiting(_) => client.phase = Phase::Active,
+                    Phase::WaitingLogin(_) => client.phase = login_over(),
+                    _ => {}
+                }
                 Err(why.into())
             }
         }
@@ -368,7 +386,7 @@ impl Worker {
     /// A client that went before it was logged in, without a word from us, gets no closing line.
     fn worth_a_line(&self, client: &Client, end: &End) -> bool {
         match client.phase {
-            Phase::Login(_) => end.why.reason != "client unexpected eof",
+            Phase::Login(_) | Phase::Lookup(_) => end.why.reason != "client unexpected eof",
             _ => true,
         }
     }
@@ -426,7 +444,7 @@ impl Worker {
         use std::sync::atomic::Ordering::Relaxed;
         self.shared.post(self.id).clients.fetch_sub(1, Relaxed);
         self.shared.clients.fetch_sub(1, Relaxed);
-        if matches!(client.phase, Phase::Login(_) | Phase::WaitingLogin(_)) {
+        if client.logging_in() {
             self.shared.login_clients.fetch_sub(1, Relaxed);
         }
         if matches!(client.phase, Phase::Console(_)) {
@@ -436,10 +454,7 @@ impl Worker {
             self.shared.cancel_keys.lock().remove(&client.cancel_key);
         }
         let (now, me) = (self.now, client.me);
-        let ticket = match client.phase {
-            Phase::Waiting(ticket) | Phase::WaitingLogin(ticket) => Some(ticket),
-            Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel(_) => None,
-        };
+        let ticket = client.ticket();
         let cancel = matches!(client.phase, Phase::Cancel(_));
         let console = client.at_console();
         let (pool, user, ready) = (client.pool.as_ref().map(|pool| pool.id), client.user_id, client.counted_ready);

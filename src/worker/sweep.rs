@@ -73,7 +73,10 @@ impl Worker {
         let login_limit = config.settings.client_login_timeout;
         match &client.phase {
             Phase::Login(_) => over(age, login_limit).then(|| fatal("client_login_timeout")),
-            Phase::WaitingLogin(_) => self
+            Phase::Lookup(lookup) if lookup.ticket.is_none() => {
+                over(age, login_limit).then(|| fatal("client_login_timeout"))
+            }
+            Phase::WaitingLogin(_) | Phase::Lookup(_) => self
                 .waits_too_long(client, config, client.request_time)
                 .or_else(|| over(age, login_limit).then(|| fatal("client_login_timeout (server down)"))),
             Phase::Waiting(_) => {

@@ -3,7 +3,7 @@
 use mio::Token;
 
 use crate::id::{ClientRef, PoolId, ServerId, Ticket, UserId, WorkerId};
-use crate::worker::client::{Client, Phase};
+use crate::worker::client::Client;
 use crate::worker::open::Opening;
 use crate::worker::server::Server;
 
@@ -190,12 +190,9 @@ impl Turning {
             server: client.server.as_ref().map(|server| server.me),
             pool: client.pool.as_ref().map(|pool| pool.id),
             user: client.user_id,
-            ticket: match client.phase {
-                Phase::Waiting(ticket) | Phase::WaitingLogin(ticket) => Some(ticket),
-                Phase::Login(_) | Phase::Active | Phase::Console(_) | Phase::Cancel(_) => None,
-            },
+            ticket: client.ticket(),
             counted_ready: client.counted_ready,
-            login: matches!(client.phase, Phase::Login(_) | Phase::WaitingLogin(_)),
+            login: client.logging_in(),
             cancel_key: client.cancel_key,
         });
     }

@@ -144,7 +144,6 @@ def test_secret_that_does_not_suit_the_server(make_pooler, role, secret, asked):
     pooler.wait_log(f"cannot do {asked} authentication: wrong password type")
 
 
-@pytest.mark.needs("auth_query")
 def test_auth_query_fetches_the_secret_at_each_login(make_pooler, pg):
     pg.sql("SET password_encryption = 'scram-sha-256'")
     pg.sql("DROP ROLE IF EXISTS fetched")
@@ -165,7 +164,6 @@ def test_auth_query_fetches_the_secret_at_each_login(make_pooler, pg):
         pooler.login("nosuch", password="x")
 
 
-@pytest.mark.needs("auth_query")
 @pytest.mark.since("1.24.1")
 def test_auth_query_honours_valid_until(make_pooler, pg):
     pg.sql("DROP ROLE IF EXISTS expired")
@@ -198,7 +196,6 @@ def hba(make_pooler, rules, users=None):
     return pooler.start()
 
 
-@pytest.mark.needs("hba")
 def test_hba_first_rule_wins(make_pooler):
     pooler = hba(make_pooler, "host p0 app 127.0.0.1/32 trust\nhost p0 app2 127.0.0.1/32 reject\nhost all md5user,plainuser 127.0.0.0/8 md5\n")
     assert pooler.login("app").auth_requests == [0]
@@ -207,7 +204,6 @@ def test_hba_first_rule_wins(make_pooler):
     assert pooler.login("md5user", "p1").auth_requests == [5, 0]
 
 
-@pytest.mark.needs("hba")
 @pytest.mark.since("1.25")
 @pytest.mark.parametrize("user, database", [("app2", "p0"), ("app", "p1")])
 def test_hba_without_a_rule(make_pooler, user, database):
@@ -216,7 +212,6 @@ def test_hba_without_a_rule(make_pooler, user, database):
         pooler.login(user, database)
 
 
-@pytest.mark.needs("hba")
 def test_hba_local_rules_are_for_unix_sockets(make_pooler):
     pooler = hba(make_pooler, "host all app2 127.0.0.1/32 trust\n")
     with Wire(path=pooler.unix_path) as wire:

@@ -7,8 +7,7 @@ from support.wire import ServerError
 pytestmark = pytest.mark.ours
 
 SETTINGS = {
-    "auth_type": "hba",
-    "auth_user": "app",
+    "auth_type": "ldap",
     "client_tls_sslmode": "require",
     "server_tls_sslmode": "verify-full",
     "suspend_timeout": "5",

@@ -1,0 +1,289 @@
+//! A client proves who it is: the method that was chosen for it, its exchange of messages, and what follows from success.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use zeroize::Zeroizing;
+
+use crate::admin::command::Rights;
+use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, PEER_FAILED, Refused};
+use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
+use crate::auth::facts::Facts;
+use crate::auth::scram::SaltedKeys;
+use crate::config::hba::{Replicating, Subject};
+use crate::config::ident::Map;
+use crate::disconnect::Disconnect;
+use crate::id::ClientRef;
+use crate::pool::{Checkout, ShutdownMode, WaitFor, Want};
+use crate::relay::cancel::CancelKey;
+use crate::shared::{Job, UserSecret};
+use crate::wire::startup::{Replication, StartupParams};
+use crate::worker::Worker;
+use crate::worker::client::{Client, Console, End, Phase};
+use crate::worker::login::{MAX_RECEIVED, Next, gone, reported};
+
+impl Worker {
+    /// Chooses how the client has to prove that it is `user`, and begins.
+    pub(super) fn authenticate(
+        &mut self,
+        client: &mut Client,
+        user: &str,
+        known: Option<&UserSecret>,
+    ) -> Result<(), End> {
+        let facts = client.facts();
+        match self.choice(client, user, &facts) {
+            Choice::Exchange(method) => self.exchange(client, method, user, known),
+            Choice::Peer { map } => self.ask_system(client, &facts, map),
+            Choice::Certificate { map } => {
+                let verdict = choice::certificate(&facts, user, map.as_deref());
+                self.verdict(client, verdict, CERTIFICATE_FAILED)
+            }
+            Choice::Refuse(text) => Err(Disconnect::fatal(text).into()),
+        }
+    }
+
+    fn choice(&self, client: &Client, user: &str, facts: &Facts) -> Choice {
+        let params = match &client.phase {
+            Phase::Login(login) => login.params.as_ref(),
+            _ => None,
+        };
+        let who = Subject {
+            address: facts.address,
+            tls: facts.tls.is_some(),
+            database: params.map_or("", |params| &params.database),
+            user,
+            replicating: match params.map(|params| params.replication) {
+                Some(Replication::Physical) => Replicating::Physical,
+                Some(Replication::Logical | Replication::None) | None => Replicating::No,
+            },
+        };
+        choice::choose(self.live.config.settings.auth_type, self.live.hba.as_deref(), &who)
+    }
+
+    fn exchange(
+        &mut self,
+        client: &mut Client,
+        method: Method,
+        user: &str,
+        known: Option<&UserSecret>,
+    ) -> Result<(), End> {
+        let Some(random) = random() else { return Err(Disconnect::fatal("bouncer config error").into()) };
+        let mut out = Vec::new();
+        let attempt = Attempt {
+            method,
+            user,
+            secret: known.map(|known| known.secret.clone()),
+            verifier: known.and_then(|known| known.verifier.lock().clone()),
+            iterations: u32::try_from(self.live.config.settings.scram_iterations).unwrap_or(4096),
+            mock_key: &self.shared.mock_key,
+            random,
+        };
+        let (auth, step) = ClientAuth::start(attempt, &mut out);
+        if let Phase::Login(login) = &mut client.phase {
+            login.auth = Some(auth);
+        }
+        self.auth_step(client, step, &out)
+    }
+
+    /// What the operating system calls the client's user is not asked for here: a directory service may be behind it.
+    fn ask_system(&mut self, client: &mut Client, facts: &Facts, map: Option<Arc<Map>>) -> Result<(), End> {
+        let Some(uid) = facts.uid else { return self.verdict(client, Err(None), PEER_FAILED) };
+        if let Phase::Login(login) = &mut client.phase {
+            login.busy = true;
+            login.peer_map = map;
+        }
+        let _ = self.shared.jobs.send(Job::SystemUser { client: client.me, uid });
+        Ok(())
+    }
+
+    /// The operating system's name of the user at the other end of a client's Unix socket.
+    pub(super) fn system_user(&mut self, who: ClientRef, name: Option<&str>) {
+        self.resume(who, |worker, client| {
+            let user = client.user.clone().unwrap_or_default();
+            let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+            let verdict = choice::peer(name, &user, login.peer_map.take().as_deref());
+            worker.verdict(client, verdict, PEER_FAILED)
+        });
+    }
+
+    /// Ends an authentication that needed no messages.
+    fn verdict(&mut self, client: &mut Client, verdict: Result<(), Refused>, text: &'static str) -> Result<(), End> {
+        let known = matches!(&client.phase, Phase::Login(login) if login.user.is_some());
+        match verdict {
+            Ok(()) if known => self.authenticated(client),
+            Ok(()) => Err(Disconnect::fatal(text).into()),
+            Err(log) => {
+                if let Some(line) = log {
+                    tracing::error!("{}{line}", client.prefix());
+                }
+                Err(Disconnect::fatal(text).into())
+            }
+        }
+    }
+
+    /// Goes on with a login for which somebody else has done the work.
+    fn resume(&mut self, who: ClientRef, go_on: impl FnOnce(&mut Self, &mut Client) -> Result<(), End>) {
+        let Some(mut client) = self.clients.take(who) else { return };
+        if let Phase::Login(login) = &mut client.phase {
+            login.busy = false;
+        }
+        match go_on(self, &mut client) {
+            Ok(()) => {
+                self.clients.put_back(client);
+                self.turn(who);
+            }
+            Err(end) => self.disconnect(client, end),
+        }
+    }
+
+    /// A message of a client that is asked for its password.
+    pub(super) fn password(&mut self, client: &mut Client, tag: u8, total_len: usize) -> Result<Next, End> {
+        let Phase::Login(login) = &mut client.phase else { return Ok(Next::Wait) };
+        if total_len > MAX_RECEIVED {
+            return Err(Disconnect::fatal("password authentication failed").into());
+        }
+        if login.received.len() < total_len {
+            return Ok(Next::Wait);
+        }
+        let message: Zeroizing<Vec<u8>> = login.received.drain(..total_len).collect::<Vec<_>>().into();
+        let Some(auth) = &mut login.auth else { return Ok(Next::Wait) };
+        let mut out = Vec::new();
+        let step = auth.receive(tag, &message[5..], &mut out);
+        self.auth_step(client, step, &out)?;
+        Ok(Next::Again)
+    }
+
+    /// The keys that a login asked for.
+    pub(super) fn client_derived(&mut self, who: ClientRef, keys: &SaltedKeys) {
+        self.resume(who, |worker, client| {
+            let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+            let Some(auth) = &mut login.auth else { return Ok(()) };
+            let mut out = Vec::new();
+            let step = auth.derived(keys, &mut out);
+            if let (Some(verifier), Some(user)) = (auth.derived_verifier(), &login.user) {
+                *user.verifier.lock() = Some(verifier.clone());
+            }
+            worker.auth_step(client, step, &out)
+        });
+    }
+
+    fn auth_step(&mut self, client: &mut Client, step: Step, out: &[u8]) -> Result<(), End> {
+        client.stream.write_bytes(out).map_err(|_| gone())?;
+        match step {
+            Step::Wait => Ok(()),
+            Step::Derive(derivation) => {
+                if let Phase::Login(login) = &mut client.phase {
+                    login.busy = true;
+                }
+                let _ = self.shared.jobs.send(Job::Client { client: client.me, derivation });
+                Ok(())
+            }
+            Step::Success(proof) => {
+                if let (Some(keys), Some(pool)) = (proof.scram_keys, &client.pool)
+                    && !pool.forced
+                {
+                    pool.logins.lock().client_keys = Some(keys);
+                }
+                self.authenticated(client)
+            }
+            Step::Fail(failure) => {
+                for line in failure.log {
+                    tracing::error!("{}{line}", client.prefix());
+                }
+                Err(failure.disconnect.into())
+            }
+            Step::External(_) => Err(Disconnect::fatal("bouncer config error").into()),
+        }
+    }
+
+    /// The client is who it says it is.
+    pub(super) fn authenticated(&mut self, client: &mut Client) -> Result<(), End> {
+        let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+        let received = std::mem::take(&mut login.received);
+        let console = login.console;
+        let unknown = login.unknown_database;
+        let params = login.params.take();
+        login.auth = None;
+        client.cancel_key = self.new_cancel_key()?;
+        if let Some(rights) = console {
+            return self.open_console(client, rights, received, params);
+        }
+        let name = params.map(|params| params.database).unwrap_or_default();
+        if unknown {
+            let user = client.user.as_deref().unwrap_or_default();
+            let shown = reported(&name);
+            tracing::info!("{}login failed: db={shown} user={user}", client.prefix());
+            return Err(Disconnect::fatal(format!("no such database: {shown}")).into());
+        }
+        let Some(pool) = client.pool.as_ref().map(|pool| pool.id) else {
+            return Err(Disconnect::fatal("bouncer config error").into());
+        };
+        let (me, home, now, since) = (client.me, self.id, self.now, client.connect_time);
+        let checkout = self.pools(|broker| {
+            let pools = &mut broker.pools;
+            let found = pools.find_database(&name, now);
+            if found.is_some_and(|db| pools.disabled(db)) {
+                return Checkout::Refused(Disconnect::fatal(format!("database \"{name}\" is disabled")));
+            }
+            if pools.shutdown_mode() != ShutdownMode::None {
+                return Checkout::Refused(Disconnect::fatal("pooler is shutting down"));
+            }
+            pools.checkout(Want { client: me, pool, kind: WaitFor::LoginReply, since, home }, now)
+        });
+        if !received.is_empty() {
+            client.input = Some(Box::new(received));
+        }
+        match checkout {
+            Checkout::LoginReady(reply) => self.finish_login(client, &reply),
+            Checkout::Queued(ticket) => {
+                client.phase = Phase::WaitingLogin(ticket);
+                client.wait_start = now;
+                Ok(())
+            }
+            Checkout::Refused(why) => Err(why.into()),
+            Checkout::Granted(_) => Err(Disconnect::fatal("bouncer config error").into()),
+        }
+    }
+
+    fn open_console(
+        &mut self,
+        client: &mut Client,
+        rights: Rights,
+        received: Vec<u8>,
+        params: Option<StartupParams>,
+    ) -> Result<(), End> {
+        let mut out = Vec::new();
+        let sent = client.side.vars.clone();
+        let notice = &self.live.config.settings.login_notify_message;
+        let notice = (!notice.is_empty()).then_some(notice.as_str());
+        crate::admin::reply::login(&mut out, sent.iter(&self.shared.names), client.cancel_key, notice);
+        drop(params);
+        client.phase = Phase::Console(Box::new(Console { rights, received, busy: false }));
+        self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
+        self.shared.login_clients.fetch_sub(1, Ordering::Relaxed);
+        self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
+        client.stream.write_bytes(&out).map_err(|_| gone())
+    }
+
+    /// A key that no logged-in client has.
+    fn new_cancel_key(&self) -> Result<[u8; 8], End> {
+        loop {
+            let mut random = [0; 8];
+            if getrandom::fill(&mut random).is_err() {
+                return Err(Disconnect::fatal("bouncer config error").into());
+            }
+            let key = CancelKey::generate(random, self.peer_id()).0;
+            if !self.shared.cancel_keys.lock().contains_key(&key) {
+                return Ok(key);
+            }
+        }
+    }
+}
+
+fn random() -> Option<Random> {
+    let mut random = Random { md5_salt: [0; 4], nonce: [0; crate::auth::scram::NONCE_BYTES], salt: [0; 16] };
+    getrandom::fill(&mut random.md5_salt).ok()?;
+    getrandom::fill(&mut random.nonce).ok()?;
+    getrandom::fill(&mut random.salt).ok()?;
+    Some(random)
+}

@@ -1,0 +1,210 @@
+//! Whom a startup message is about: the entry, the user and his secret, the limits, the pool.
+//!
+//! ```text
+//! identify -> known, or nobody can tell ---------------> enter_database | enter_console -> authenticate
+//!          -> look_up (auth_query) -> looked_up ------/
+//! ```
+
+use std::sync::Arc;
+
+use crate::admin::command::Rights;
+use crate::auth::MAX_USER_BYTES;
+use crate::auth::lookup::Row;
+use crate::config::{AuthType, CONSOLE_DATABASE, Database, effective};
+use crate::disconnect::Disconnect;
+use crate::id::DbId;
+use crate::shared::UserSecret;
+use crate::wire::startup::StartupParams;
+use crate::worker::Worker;
+use crate::worker::client::{Client, End, Phase};
+use crate::worker::login::{reported, tokens};
+use crate::worker::peer::PeerAddr;
+
+/// An entry of the configuration.
+pub(super) type Entry = (DbId, Arc<Database>);
+
+/// A user and how he is known.
+pub(super) struct Identity {
+    pub(super) user: String,
+    /// None: nobody knows him, or nobody needs to.
+    pub(super) known: Option<Arc<UserSecret>>,
+    /// The secret came from auth_query, and servers of his pool are opened with it.
+    pub(super) fetched: bool,
+}
+
+/// How somebody comes to the console.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// As our own user of the operating system.
+    OwnUid,
+    /// auth_type=any.
+    Any,
+    /// As to any database.
+    Proof,
+}
+
+impl Worker {
+    /// A startup message was understood.
+    pub(super) fn identify(&mut self, client: &mut Client, params: StartupParams) -> Result<(), End> {
+        let user = params.user.clone();
+        if user.len() > MAX_USER_BYTES {
+            tracing::info!("{}login failed: db={} user={user}", client.prefix(), reported(&params.database));
+            return Err(Disconnect::fatal("username too long").into());
+        }
+        let console = params.database == CONSOLE_DATABASE;
+        let entry = if console { None } else { self.entry(&params.database) };
+        let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+        login.params = Some(params);
+        if console { self.console_login(client, user) } else { self.database_login(client, user, entry) }
+    }
+
+    fn entry(&mut self, name: &str) -> Option<Entry> {
+        let now = self.now;
+        self.pools(|broker| {
+            let found = broker.pools.find_database(name, now)?;
+            Some((found, broker.pools.database(found)?))
+        })
+    }
+
+    fn database_login(&mut self, client: &mut Client, mut user: String, entry: Option<Entry>) -> Result<(), End> {
+        let auth_type = self.live.config.settings.auth_type;
+        if auth_type == AuthType::Any {
+            if let Some((_, database)) = &entry {
+                let Some(forced) = &database.user else {
+                    tracing::error!("{}auth_type=any requires forced user", client.prefix());
+                    return Err(Disconnect::fatal("bouncer config error").into());
+                };
+                user.clone_from(forced);
+            }
+            return self.enter_database(client, entry, Identity { user, known: None, fetched: false });
+        }
+        let known = self.live.users.get(&user).cloned();
+        if known.is_none() {
+            if let Some(entry) = &entry
+                && effective::auth_user(&self.live.config, &entry.1).is_some()
+            {
+                return self.look_up(client, user, Some(entry));
+            }
+            tracing::info!("{}no such user: {user}", client.prefix());
+        }
+        self.enter_database(client, entry, Identity { user, known, fetched: false })
+    }
+
+    /// auth_query has found the user.
+    pub(super) fn looked_up(&mut self, client: &mut Client, row: Row) -> Result<(), End> {
+        let Phase::Login(login) = &client.phase else { return Ok(()) };
+        let name = login.params.as_ref().map(|params| params.database.clone()).unwrap_or_default();
+        let known = Some(Arc::new(UserSecret { secret: row.secret, ..UserSecret::default() }));
+        let identity = Identity { user: row.user, known, fetched: true };
+        if name == CONSOLE_DATABASE {
+            return self.enter_console(client, &identity.user, identity.known, Door::Proof);
+        }
+        let Some(entry) = self.entry(&name) else { return Err(Disconnect::fatal("database removed").into()) };
+        self.enter_database(client, Some(entry), identity)
+    }
+
+    /// Counts the client, finds its pool and asks it to prove who it is.
+    fn enter_database(&mut self, client: &mut Client, entry: Option<Entry>, who: Identity) -> Result<(), End> {
+        let now = self.now;
+        let Identity { user, known, fetched } = who;
+        let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+        login.unknown_database = entry.is_none();
+        login.user.clone_from(&known);
+        client.user = Some(user.as_str().into());
+        if let Some((db, database)) = &entry
+            && (known.is_some() || self.live.config.settings.auth_type == AuthType::Any)
+        {
+            let (attached, shared) = self.pools(|broker| {
+                let attached = broker.pools.attach(*db, &user, false, now);
+                let shared = attached.as_ref().ok().and_then(|attached| broker.shared(attached.pool));
+                (attached, shared)
+            });
+            let attached = attached?;
+            client.mode = effective::pool_mode(&self.live.config, database, effective::pool_user(database, &user));
+            client.user_id = Some(attached.user);
+            if let (true, Some(known), Some(pool)) = (fetched, &known, &shared)
+                && !pool.forced
+            {
+                pool.logins.lock().fetched = Some(known.secret.clone());
+            }
+            client.pool = shared;
+        }
+        self.log_attempt(client, &user);
+        self.authenticate(client, &user, known.as_deref())
+    }
+
+    fn log_attempt(&self, client: &Client, user: &str) {
+        let Phase::Login(login) = &client.phase else { return };
+        if self.live.config.settings.log_connections
+            && let Some(params) = &login.params
+        {
+            let database = reported(&params.database);
+            let facts = client.facts();
+            let tls = facts.tls.as_ref().map_or("no", |tls| tls.info.as_str());
+            tracing::info!("{}login attempt: db={database} user={user} tls={tls} replication=no", client.prefix());
+        }
+    }
+
+    /// A login to the console.
+    fn console_login(&mut self, client: &mut Client, user: String) -> Result<(), End> {
+        let settings = &self.live.config.settings;
+        let own_uid = matches!(client.peer, PeerAddr::Unix { uid: Some(uid), .. } if uid == self.shared.uid);
+        if own_uid && user == CONSOLE_DATABASE {
+            return self.enter_console(client, &user, None, Door::OwnUid);
+        }
+        if settings.auth_type == AuthType::Any {
+            return self.enter_console(client, &user, None, Door::Any);
+        }
+        let known = match self.live.users.get(&user) {
+            Some(known) => Some(known.clone()),
+            // the console's own user always exists, if only with a secret that nothing matches
+            None if user == CONSOLE_DATABASE => Some(Arc::default()),
+            None if settings.auth_user.is_some() => return self.look_up(client, user, None),
+            None => {
+                tracing::info!("{}no such user: {user}", client.prefix());
+                None
+            }
+        };
+        self.enter_console(client, &user, known, Door::Proof)
+    }
+
+    /// A known user who may not use the console is told so before any password, a stranger only after it.
+    fn enter_console(
+        &mut self,
+        client: &mut Client,
+        user: &str,
+        known: Option<Arc<UserSecret>>,
+        door: Door,
+    ) -> Result<(), End> {
+        let settings = &self.live.config.settings;
+        let open = door != Door::Proof;
+        let is_admin = tokens(&settings.admin_users).any(|name| name == user);
+        let is_stats = tokens(&settings.stats_users).any(|name| name == user);
+        let rights = match () {
+            () if door == Door::OwnUid || is_admin => Some(Rights::Admin),
+            () if is_stats || open => Some(Rights::Stats),
+            () => None,
+        };
+        let stranger = known.is_none() && !open;
+        let shown = if open { CONSOLE_DATABASE } else { user };
+        client.user = Some(shown.into());
+        let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+        login.user.clone_from(&known);
+        if !stranger {
+            // for somebody without rights this lasts as long as this call
+            login.console = Some(rights.unwrap_or(Rights::Stats));
+            client.user_id = Some(self.pools(|broker| broker.pools.attach_console(shown, is_admin))?);
+        }
+        if door == Door::OwnUid {
+            tracing::info!("{}pgbouncer access from unix socket", client.prefix());
+        }
+        self.log_attempt(client, user);
+        if open {
+            return self.authenticated(client);
+        }
+        if !stranger && rights.is_none() {
+            return Err(Disconnect::fatal("not allowed").into());
+        }
+        self.authenticate(client, user, known.as_deref())
+    }
+}
