@@ -210,7 +210,7 @@ mod tests {
     fn the_name_is_a_parameter() {
         let mut out = Vec::new();
         request(&mut out, "SELECT $1", "o'neil");
-        let want = b"P\0\0\0\x12\0SELECT $1\0\0\0B\0\0\0\x18\0\0\0\0\0\x01\0\0\0\x06o'neil\0\0D\0\0\0\x06P\0\
+        let want = b"P\0\0\0\x11\0SELECT $1\0\0\0B\0\0\0\x16\0\0\0\0\0\x01\0\0\0\x06o'neil\0\0D\0\0\0\x06P\0\
                      E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04";
         assert_eq!(out, want);
     }
