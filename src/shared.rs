@@ -12,9 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use mio::{Registry, Waker};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
 
 use crate::admin::command::Rights;
 use crate::admin::snapshot::SocketRow;
+use crate::auth::choice::Outside;
 use crate::auth::scram::{Derivation, SaltedKeys, ScramKeys, Verifier};
 use crate::auth::secret::Secret;
 use crate::broker::Broker;
@@ -61,6 +63,8 @@ pub struct PoolShared {
 pub struct LoginCache {
     /// Keys of a client's own SCRAM login, for servers with the same SCRAM secret.
     pub client_keys: Option<ScramKeys>,
+    /// The password of the pool's user that PAM or LDAP last accepted.
+    pub accepted: Option<Secret>,
     /// The secret of the pool's user as auth_query last gave it, for a user that auth_file does not have.
     pub fetched: Option<Secret>,
     /// The last derivation for a server that wanted SCRAM, and its result.
@@ -193,6 +197,11 @@ pub enum Message {
         client: ClientRef,
         keys: Box<SaltedKeys>,
     },
+    /// Somebody else has judged a client's password.
+    Judged {
+        client: ClientRef,
+        accepted: bool,
+    },
     /// What the operating system calls the user at the other end of a client's Unix socket.
     SystemUser {
         client: ClientRef,
@@ -266,6 +275,7 @@ pub enum Request {
 pub enum Job {
     Client { client: ClientRef, derivation: Derivation },
     SystemUser { client: ClientRef, uid: u32 },
+    Password { client: ClientRef, outside: Outside, user: String, password: Zeroizing<Vec<u8>>, from: String },
     Server { server: ServerId, worker: WorkerId, derivation: Derivation },
 }
 

@@ -19,8 +19,35 @@ pub enum Choice {
     Peer { map: Option<Arc<Map>> },
     /// The client's certificate decides: [`certificate`].
     Certificate { map: Option<Arc<Map>> },
+    /// Somebody else judges the client's password.
+    Outside(Outside),
     /// The client is turned away with this text.
     Refuse(&'static str),
+}
+
+/// Who judges a password that is none of our business.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// The operating system's pluggable modules.
+    Pam,
+}
+
+impl Outside {
+    /// The text for a client whose password is not accepted.
+    #[must_use]
+    pub const fn failure(&self) -> &'static str {
+        match self {
+            Self::Pam => "PAM authentication failed",
+        }
+    }
+
+    /// As logs call it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Pam => "PAM",
+        }
+    }
 }
 
 /// A verdict: what the log says beyond the failure itself.
@@ -43,7 +70,8 @@ pub fn choose(auth_type: AuthType, rules: Option<&Rules>, who: &Subject<'_>) -> 
         AuthType::ScramSha256 => Choice::Exchange(Method::ScramSha256),
         AuthType::Cert => Choice::Certificate { map: None },
         AuthType::Hba => by_rule(rules, who),
-        AuthType::Ldap | AuthType::Pam => Choice::Refuse("bouncer config error"),
+        AuthType::Pam => Choice::Outside(Outside::Pam),
+        AuthType::Ldap => Choice::Refuse("bouncer config error"),
     }
 }
 
@@ -59,6 +87,16 @@ fn by_rule(rules: Option<&Rules>, who: &Subject<'_>) -> Choice {
         hba::Method::ScramSha256 => Choice::Exchange(Method::ScramSha256),
         hba::Method::Peer => Choice::Peer { map: rule.map.clone() },
         hba::Method::Cert => Choice::Certificate { map: rule.map.clone() },
+    }
+}
+
+/// Who judges the password of a client of which nothing else need be known, if that is how it is done. Asked before the
+/// user is looked for.
+#[must_use]
+pub fn outside(auth_type: AuthType, rules: Option<&Rules>, who: &Subject<'_>) -> Option<Outside> {
+    match choose(auth_type, rules, who) {
+        Choice::Outside(outside) => Some(outside),
+        Choice::Exchange(_) | Choice::Peer { .. } | Choice::Certificate { .. } | Choice::Refuse(_) => None,
     }
 }
 

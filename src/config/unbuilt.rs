@@ -29,7 +29,7 @@ impl fmt::Display for UnbuiltSetting {
 
 /// THE list of settings: a name, and the values that work besides the default.
 const SETTINGS: &[(&str, &[&str])] = &[
-    ("auth_type", &["any", "trust", "plain", "scram-sha-256", "hba"]),
+    ("auth_type", &["any", "trust", "plain", "scram-sha-256", "hba", "pam"]),
     ("auth_ldap_options", &[]),
     ("client_tls13_ciphers", &[]),
     ("client_tls_ca_file", &[]),

@@ -10,6 +10,7 @@ use crate::config::keys;
 use crate::id::ClientRef;
 use crate::pool::{PauseMode, ShutdownMode};
 use crate::shared::{ConsoleCommand, Message};
+use crate::supervisor::reload::missing_library;
 use crate::supervisor::{Pending, PendingKind, Supervisor};
 use crate::worker::console::log_refusal;
 
@@ -150,6 +151,10 @@ impl Supervisor {
         })?;
         if let Some(unbuilt) = changed.unsupported().into_iter().find(|unbuilt| unbuilt.key == key) {
             tracing::error!("{unbuilt}");
+            return Err(Refusal::SetFailed);
+        }
+        if let Some(missing) = missing_library(&changed) {
+            tracing::error!("auth_type=pam cannot be used: {missing}");
             return Err(Refusal::SetFailed);
         }
         if keys::find(key).is_some_and(|key| !key.changeable) {

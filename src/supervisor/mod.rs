@@ -5,6 +5,7 @@
 
 mod console;
 mod dns;
+mod outside;
 pub mod reload;
 mod resolver;
 mod rows;
@@ -18,11 +19,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::auth::choice::Outside;
 use crate::broker::{Broker, ServerAction, locked};
 use crate::clock::Clock;
 use crate::net::listener::Listeners;
 use crate::pool::{CloseScope, ShutdownMode};
 use crate::shared::{Job, Live, Message, Request, Shared};
+use crate::supervisor::outside::{PamThread, Question};
 use crate::supervisor::resolver::Resolver;
 use crate::supervisor::statistics::Statistics;
 use crate::sys::service;
@@ -59,6 +62,7 @@ pub struct Supervisor {
     pub(crate) pending: Vec<Pending>,
     pub(crate) resolver: Resolver,
     pub(crate) statistics: Statistics,
+    pam: PamThread,
     actions: Vec<ServerAction>,
     exit: Option<Exit>,
 }
@@ -74,6 +78,7 @@ impl Supervisor {
             pending: Vec::new(),
             resolver,
             statistics: Statistics::start(Clock::now()),
+            pam: PamThread::default(),
             actions: Vec::new(),
             exit: None,
         }
@@ -151,13 +156,20 @@ impl Supervisor {
     }
 
     /// Slow crypto runs on the blocking pool; its result is a message to the worker that asked.
-    fn job(&self, job: Job) {
+    fn job(&mut self, job: Job) {
+        if let Job::Password { client, outside, user, password, from } = job {
+            let question = Question { client, user, password, from };
+            return match outside {
+                Outside::Pam => self.pam.ask(&self.shared, question),
+            };
+        }
         let shared = self.shared.clone();
         tokio::task::spawn_blocking(move || match job {
             Job::Client { client, derivation } => {
                 let keys = Box::new(derivation.run());
                 shared.post(client.worker).send(Message::ClientDerived { client, keys });
             }
+            Job::Password { .. } => {}
             Job::SystemUser { client, uid } => {
                 let name = crate::sys::user::name_of(uid);
                 shared.post(client.worker).send(Message::SystemUser { client, name });

@@ -13,6 +13,7 @@ use crate::config::{self, AuthType, Config, Level, LogLine, ident, userlist};
 use crate::log;
 use crate::shared::{Live, Message, UserSecret};
 use crate::supervisor::Supervisor;
+use crate::sys::pam::Pam;
 use crate::sys::service;
 use crate::worker::log_line;
 use crate::worker::open::tcp_options;
@@ -39,11 +40,20 @@ pub fn load(path: &Path, running: Option<&Config>) -> Option<Config> {
     for unbuilt in &unsupported {
         tracing::error!("{unbuilt}");
     }
+    if let Some(missing) = missing_library(&loaded.config) {
+        tracing::error!("auth_type=pam cannot be used: {missing}");
+        return None;
+    }
     for restart in &loaded.needs_restart {
         let line = restart.log_line();
         log_line(line.level, &line.text);
     }
     unsupported.is_empty().then_some(loaded.config)
+}
+
+/// What the machine lacks to serve the configuration.
+pub fn missing_library(config: &Config) -> Option<String> {
+    if config.settings.auth_type == AuthType::Pam { Pam::load().err() } else { None }
 }
 
 /// Reads the users that the configuration names. Those who have disappeared stay known, without a password; what was

@@ -6,6 +6,7 @@
 pub mod daemon;
 pub mod limits;
 pub mod localtime;
+pub mod pam;
 pub mod pidfile;
 pub mod resolve;
 pub mod service;

@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use zeroize::Zeroizing;
 
 use crate::admin::command::Rights;
-use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, PEER_FAILED, Refused};
+use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Refused};
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
 use crate::auth::facts::Facts;
 use crate::auth::scram::SaltedKeys;
+use crate::auth::secret::Secret;
 use crate::config::hba::{Replicating, Subject};
 use crate::config::ident::Map;
 use crate::disconnect::Disconnect;
@@ -31,7 +32,12 @@ impl Worker {
         known: Option<&UserSecret>,
     ) -> Result<(), End> {
         let facts = client.facts();
+        if matches!(&client.phase, Phase::Login(login) if login.outside.is_some()) {
+            // chosen already, or the user would have been looked for
+            return self.exchange(client, Method::External, user, known);
+        }
         match self.choice(client, user, &facts) {
+            Choice::Outside(_) => self.exchange(client, Method::External, user, known),
             Choice::Exchange(method) => self.exchange(client, method, user, known),
             Choice::Peer { map } => self.ask_system(client, &facts, map),
             Choice::Certificate { map } => {
@@ -43,11 +49,23 @@ impl Worker {
     }
 
     fn choice(&self, client: &Client, user: &str, facts: &Facts) -> Choice {
+        let who = Self::subject(client, user, facts);
+        choice::choose(self.live.config.settings.auth_type, self.live.hba.as_deref(), &who)
+    }
+
+    /// Who judges the client's password, if we do not.
+    pub(super) fn outside(&self, client: &Client, user: &str) -> Option<Outside> {
+        let facts = client.facts();
+        let who = Subject { replicating: Replicating::No, ..Self::subject(client, user, &facts) };
+        choice::outside(self.live.config.settings.auth_type, self.live.hba.as_deref(), &who)
+    }
+
+    fn subject<'a>(client: &'a Client, user: &'a str, facts: &Facts) -> Subject<'a> {
         let params = match &client.phase {
             Phase::Login(login) => login.params.as_ref(),
             _ => None,
         };
-        let who = Subject {
+        Subject {
             address: facts.address,
             tls: facts.tls.is_some(),
             database: params.map_or("", |params| &params.database),
@@ -56,8 +74,7 @@ impl Worker {
                 Some(Replication::Physical) => Replicating::Physical,
                 Some(Replication::Logical | Replication::None) | None => Replicating::No,
             },
-        };
-        choice::choose(self.live.config.settings.auth_type, self.live.hba.as_deref(), &who)
+        }
     }
 
     fn exchange(
@@ -192,8 +209,40 @@ impl Worker {
                 }
                 Err(failure.disconnect.into())
             }
-            Step::External(_) => Err(Disconnect::fatal("bouncer config error").into()),
+            Step::External(password) => self.ask_outside(client, password),
         }
+    }
+
+    /// Hands the client's password to whoever judges it.
+    fn ask_outside(&mut self, client: &mut Client, password: Zeroizing<Vec<u8>>) -> Result<(), End> {
+        let user = client.user.as_deref().unwrap_or_default().to_owned();
+        let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+        let Some(outside) = login.outside.clone() else {
+            return Err(Disconnect::fatal("bouncer config error").into());
+        };
+        login.busy = true;
+        login.password.clone_from(&password);
+        let from = client.peer.show();
+        let _ = self.shared.jobs.send(Job::Password { client: client.me, outside, user, password, from });
+        Ok(())
+    }
+
+    /// The client's password was judged. One that was accepted is what the pool's servers are logged in with.
+    pub(super) fn judged(&mut self, who: ClientRef, accepted: bool) {
+        self.resume(who, |worker, client| {
+            let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+            let password = std::mem::take(&mut login.password);
+            if !accepted {
+                let text = login.outside.as_ref().map_or("bouncer config error", Outside::failure);
+                return Err(Disconnect::fatal(text).into());
+            }
+            if let (Some(pool), Ok(password)) = (&client.pool, std::str::from_utf8(&password))
+                && !pool.forced
+            {
+                pool.logins.lock().accepted = Some(Secret::Plain(password.to_owned()));
+            }
+            worker.authenticated(client)
+        });
     }
 
     /// The client is who it says it is.

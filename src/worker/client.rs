@@ -8,6 +8,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::admin::command::Rights;
+use crate::auth::choice::Outside;
 use crate::auth::client::ClientAuth;
 use crate::auth::facts::Facts;
 use crate::auth::lookup::Answer;
@@ -61,6 +62,9 @@ pub struct Login {
     /// The map for the operating system's name of the client's user, which has been asked for.
     pub peer_map: Option<Arc<Map>>,
     pub user: Option<Arc<UserSecret>>,
+    /// Who judges the password, if we do not, and the password that is being judged.
+    pub outside: Option<Outside>,
+    pub password: Zeroizing<Vec<u8>>,
     /// Not told before the password is right.
     pub unknown_database: bool,
     pub console: Option<Rights>,

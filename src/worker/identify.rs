@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::admin::command::Rights;
 use crate::auth::MAX_USER_BYTES;
+use crate::auth::choice::Outside;
 use crate::auth::lookup::Row;
 use crate::config::{AuthType, CONSOLE_DATABASE, Database, effective};
 use crate::disconnect::Disconnect;
@@ -55,7 +56,40 @@ impl Worker {
         let entry = if console { None } else { self.entry(&params.database) };
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
         login.params = Some(params);
+        let own = console && self.is_own(client, &user);
+        if !own && let Some(outside) = self.outside(client, &user) {
+            return self.outside_login(client, user, entry, console, outside);
+        }
         if console { self.console_login(client, user) } else { self.database_login(client, user, entry) }
+    }
+
+    /// Whoever judges the password knows the users: here everybody is known.
+    fn outside_login(
+        &mut self,
+        client: &mut Client,
+        user: String,
+        entry: Option<Entry>,
+        console: bool,
+        outside: Outside,
+    ) -> Result<(), End> {
+        let config = &self.live.config;
+        let auth_user = match &entry {
+            Some((_, database)) => effective::auth_user(config, database),
+            None => config.settings.auth_user.as_deref(),
+        };
+        if auth_user.is_some() {
+            let name = outside.name();
+            tracing::error!("{}{name} can't be used together with database authentication", client.prefix());
+            return Err(Disconnect::fatal("bouncer config error").into());
+        }
+        if let Phase::Login(login) = &mut client.phase {
+            login.outside = Some(outside);
+        }
+        let known = Some(Arc::default());
+        if console {
+            return self.enter_console(client, &user, known, Door::Proof);
+        }
+        self.enter_database(client, entry, Identity { user, known, fetched: false })
     }
 
     fn entry(&mut self, name: &str) -> Option<Entry> {
@@ -148,8 +182,7 @@ impl Worker {
     /// A login to the console.
     fn console_login(&mut self, client: &mut Client, user: String) -> Result<(), End> {
         let settings = &self.live.config.settings;
-        let own_uid = matches!(client.peer, PeerAddr::Unix { uid: Some(uid), .. } if uid == self.shared.uid);
-        if own_uid && user == CONSOLE_DATABASE {
+        if self.is_own(client, &user) {
             return self.enter_console(client, &user, None, Door::OwnUid);
         }
         if settings.auth_type == AuthType::Any {
@@ -166,6 +199,12 @@ impl Worker {
             }
         };
         self.enter_console(client, &user, known, Door::Proof)
+    }
+
+    /// Our own user of the operating system, who needs no proof.
+    fn is_own(&self, client: &Client, user: &str) -> bool {
+        let own_uid = matches!(client.peer, PeerAddr::Unix { uid: Some(uid), .. } if uid == self.shared.uid);
+        own_uid && user == CONSOLE_DATABASE
     }
 
     /// A known user who may not use the console is told so before any password, a stranger only after it.

@@ -212,6 +212,7 @@ impl Worker {
             Message::CancelSent { request } => self.cancel_sent(request),
             Message::CancelFinished { request, why } => self.end(request, End::from(why)),
             Message::ClientDerived { client, keys } => self.client_derived(client, &keys),
+            Message::Judged { client, accepted } => self.judged(client, accepted),
             Message::SystemUser { client, name } => self.system_user(client, name.as_deref()),
             Message::ServerDerived { server, derivation, keys } => self.server_derived(server, *derivation, &keys),
             Message::Resolved { server, addresses } => self.resolved(server, addresses),

@@ -365,13 +365,16 @@ impl Worker {
         write(opening, &out)
     }
 
-    /// What the pool's user logs in with: the password that the entry gives for its forced user, else what auth_file has,
-    /// else what auth_query gave.
+    /// What the pool's user logs in with: the password that the entry gives for its forced user, the one that PAM or LDAP
+    /// accepted, what auth_file has, what auth_query gave.
     fn server_secret(&self, opening: &Opening) -> Secret {
         let info = &opening.info;
         let forced = info.forced.then_some(info.database.password.as_deref()).flatten();
         if let Some(password) = forced.filter(|password| !password.is_empty()) {
             return Secret::classify(password);
+        }
+        if let Some(accepted) = &opening.pool.logins.lock().accepted {
+            return accepted.clone();
         }
         match self.live.users.get(&info.user) {
             Some(user) => user.secret.clone(),

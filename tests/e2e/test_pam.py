@@ -1,0 +1,153 @@
+"""auth_type=pam: the operating system's modules judge the password. Needs root, for the stack of modules."""
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from support import system
+from support.wire import ServerError
+
+STACK = Path("/etc/pam.d/pgbouncer")
+EXEC = next(iter(Path("/lib").glob("*/security/pam_exec.so")), None) or next(iter(Path("/usr/lib").glob("*/security/pam_exec.so")), None)
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0 or EXEC is None, reason="needs root and pam_exec")
+
+CHECK = """#!/bin/sh
+password=$(tr -d '\\000')
+[ "$PAM_TYPE" = auth ] && [ "$PAM_SERVICE" = pgbouncer ] && [ "$PAM_RHOST" = 127.0.0.1 ] || exit 1
+case "$PAM_USER:$password" in
+    app:app-secret | plainuser:plain-secret | md5user:md5-secret | admin:SecurePass2024! | other:other) exit 0 ;;
+    slow:slow) sleep 3 ;;
+    *) exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def stack():
+    """Sets the lines of the service's stack; one test process at a time has it."""
+    directory = system.fresh_dir("pam")
+    check = directory / "check"
+    check.write_text(CHECK)
+    check.chmod(0o755)
+    with open("/tmp/pgusher-pam.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = STACK.read_bytes() if STACK.exists() else None
+
+        def write(auth=f"required pam_exec.so expose_authtok quiet {check}", account="required pam_permit.so"):
+            STACK.write_text(f"auth {auth}\naccount {account}\n")
+
+        yield write
+        if old is None:
+            STACK.unlink(missing_ok=True)
+        else:
+            STACK.write_bytes(old)
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def pam(make_pooler, stack):
+    def make(**ini):
+        stack()
+        pooler = make_pooler(start=False, ini={"auth_type": "pam", "auth_file": None, **ini})
+        pooler.databases["forced"] = pooler.backend(user="trustuser")
+        pooler.write()
+        return pooler.start()
+
+    return make
+
+
+def refused(pooler, text, user, password, database="p0"):
+    with pytest.raises(ServerError) as error:
+        pooler.login(user, database, password=password)
+    assert list(error.value.fields.items()) == [("S", "FATAL"), ("C", "08P01"), ("M", text)]
+
+
+def test_right_and_wrong_passwords(pam):
+    """The password that was accepted opens the servers as well, whatever they ask for."""
+    pooler = pam()
+    for user, password in (("app", "app-secret"), ("plainuser", "plain-secret"), ("md5user", "md5-secret")):
+        with pooler.login(user, password=password) as wire:
+            assert wire.auth_requests == [3, 0]
+            assert wire.query("SELECT current_user").value == user
+    refused(pooler, "PAM authentication failed", "app", "wrong")
+    refused(pooler, "PAM authentication failed", "nosuch", "app-secret")
+    refused(pooler, "empty password returned by client", "app", "")
+    pooler.wait_log("pam_authenticate() failed: ")
+    with pooler.login("other", "forced", password="other") as wire:
+        assert wire.query("SELECT current_user").value == "trustuser"
+    assert "app-secret" not in pooler.log()
+
+
+def test_unknown_database_is_told_after_the_password(pam):
+    pooler = pam()
+    refused(pooler, "PAM authentication failed", "app", "wrong", "nowhere")
+    refused(pooler, "no such database: nowhere", "app", "app-secret", "nowhere")
+
+
+def test_console(pam):
+    pooler = pam()
+    pooler.login("admin", "pgbouncer", password="SecurePass2024!").close()
+    refused(pooler, "PAM authentication failed", "admin", "wrong", "pgbouncer")
+    refused(pooler, "not allowed", "app", "app-secret", "pgbouncer")
+
+
+def test_not_together_with_auth_user(pam):
+    pooler = pam(auth_user="admin")
+    refused(pooler, "bouncer config error", "app", "app-secret")
+    pooler.wait_log("ERROR C-")
+    pooler.wait_log("PAM can't be used together with database authentication")
+
+
+def test_stacks_that_permit_or_deny_everybody(pam, stack):
+    pooler = pam()
+    stack(auth="required pam_permit.so")
+    pooler.login("whoever", "forced", password="whatever").close()
+    stack(auth="required pam_deny.so")
+    refused(pooler, "PAM authentication failed", "app", "app-secret")
+    stack(account="required pam_deny.so")
+    refused(pooler, "PAM authentication failed", "app", "app-secret")
+    pooler.wait_log("pam_acct_mgmt() failed: ")
+
+
+@pytest.mark.ours
+def test_slow_modules_hold_up_nobody_else(pam):
+    pooler = pam()
+    done = []
+
+    def log_in():
+        pooler.login("slow", "forced", password="slow").close()
+        done.append(time.monotonic())
+
+    with pooler.login("app", password="app-secret") as wire:
+        thread = threading.Thread(target=log_in)
+        thread.start()
+        slowest = 0.0
+        while not done:
+            start = time.monotonic()
+            assert wire.query("SELECT 1").value == "1"
+            slowest = max(slowest, time.monotonic() - start)
+        thread.join()
+    assert slowest < 1.0
+
+
+@pytest.mark.ours
+def test_client_that_leaves_while_it_is_judged(pam):
+    pooler = pam(client_login_timeout=1)
+    refused(pooler, "client_login_timeout", "slow", "slow", "forced")
+
+    def served():
+        try:
+            pooler.login("app", password="app-secret").close()
+            return True
+        except ServerError as error:
+            # the modules are still busy with the one who left
+            assert error.message == "client_login_timeout"
+            return False
+
+    system.until(served, 20)
