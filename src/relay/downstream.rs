@@ -207,9 +207,9 @@ impl Downstream<'_, '_> {
             return Err(Disconnect::fatal("bad pkt header"));
         }
         let tx = TxStatus::from_byte(status).ok_or_else(|| Disconnect::fatal("bad pkt header"))?;
-        let forward = self.client.is_some() && self.server.outstanding.give() == Some(Give::Forward);
-        let undos = self.server.outstanding.ready().map_err(|_| no_owner())?;
-        for undo in undos {
+        let completed = self.server.outstanding.ready().map_err(|_| no_owner())?;
+        let forward = self.client.is_some() && completed.give == Give::Forward;
+        for undo in completed.undos {
             undo.apply(&mut self.server.statements, self.client.as_mut().and_then(|client| client.names_mut()));
         }
         self.server.tx = tx;

@@ -28,6 +28,13 @@ pub enum Request {
     CopyDone,
 }
 
+impl Request {
+    /// Is its answer complete with a ReadyForQuery?
+    const fn is_ended_by_ready(self) -> bool {
+        matches!(self, Self::Query | Self::FunctionCall | Self::Sync)
+    }
+}
+
 /// What becomes of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Give {
@@ -43,6 +50,15 @@ pub struct Expected {
     pub give: Give,
     /// What to take back should the server skip or refuse this request.
     pub undo: Option<Box<Undo>>,
+}
+
+/// What a ReadyForQuery completed.
+#[derive(Debug)]
+pub struct Completed {
+    /// What becomes of the ReadyForQuery itself.
+    pub give: Give,
+    /// What the entries that the server skipped had changed, for undoing, newest first.
+    pub undos: Vec<Undo>,
 }
 
 /// The server said something that nobody is waiting for: the connection can no longer be trusted.
@@ -104,6 +120,12 @@ impl Outstanding {
     #[must_use]
     pub fn holds_sync(&self) -> bool {
         self.queue.iter().any(|entry| entry.request == Request::Sync)
+    }
+
+    /// True if the state of the transaction may yet change before the server reads what is sent now.
+    #[must_use]
+    pub fn holds_end_of_batch(&self) -> bool {
+        self.queue.iter().any(|entry| entry.request.is_ended_by_ready())
     }
 
     /// True if a CopyDone or CopyFail has been sent for what the server is working on.
@@ -189,27 +211,27 @@ impl Outstanding {
         }
     }
 
-    /// ReadyForQuery: completes a Query, FunctionCall or Sync; after an error, everything up to the next Sync. Returns what
-    /// the skipped entries had changed, for undoing, newest first.
+    /// ReadyForQuery: completes a Query, FunctionCall or Sync; after an error, everything up to the next Sync.
     ///
     /// # Errors
     /// [`NoOwner`] if nobody asked.
-    pub fn ready(&mut self) -> Result<Vec<Undo>, NoOwner> {
+    pub fn ready(&mut self) -> Result<Completed, NoOwner> {
         if !self.skipping {
-            return match self.queue.front().map(|entry| entry.request) {
-                Some(Request::Query | Request::FunctionCall | Request::Sync) => {
-                    self.queue.pop_front();
-                    self.drop_ignored();
-                    Ok(Vec::new())
-                }
-                _ => Err(NoOwner),
-            };
+            let head = self.queue.front().ok_or(NoOwner)?;
+            if !head.request.is_ended_by_ready() {
+                return Err(NoOwner);
+            }
+            let give = head.give;
+            self.queue.pop_front();
+            self.drop_ignored();
+            return Ok(Completed { give, undos: Vec::new() });
         }
         let sync = self.queue.iter().position(|entry| entry.request == Request::Sync).ok_or(NoOwner)?;
         self.skipping = false;
+        let give = self.queue[sync].give;
         let undos = undo_of(self.queue.drain(..=sync));
         self.drop_ignored();
-        Ok(undos)
+        Ok(Completed { give, undos })
     }
 
     /// The invented answer that is due now, if one is.
@@ -248,7 +270,7 @@ mod tests {
         assert_eq!(q.answered(Bind), Ok(()));
         assert_eq!(q.answered(Describe), Ok(()));
         assert_eq!(q.command_complete(false), Ok(()));
-        assert!(q.ready().expect("sync").is_empty());
+        assert!(q.ready().expect("sync").undos.is_empty());
         assert!(q.is_empty());
         assert_eq!(q.ready().err(), Some(NoOwner));
     }
@@ -332,6 +354,16 @@ mod tests {
         q.answered(Request::Bind).expect("owned");
         assert!(q.due().is_some());
         assert!(q.is_empty());
+    }
+
+    #[test]
+    fn the_sync_decides_who_hears_that_a_failed_batch_is_over() {
+        let mut q = Outstanding::default();
+        q.push(Request::Parse, Give::Skip);
+        q.push(Request::Bind, Give::Forward);
+        q.push(Request::Sync, Give::Forward);
+        q.error(false);
+        assert_eq!(q.ready().expect("sync").give, Give::Forward);
     }
 
     #[test]

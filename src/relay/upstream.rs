@@ -13,7 +13,7 @@ use crate::relay::link::{Ctx, give_due};
 use crate::relay::out::Out;
 use crate::relay::outstanding::{Give, Request};
 use crate::relay::prepared::{Statement, Undo, parse_message};
-use crate::relay::side::{Body, ClientSide, ServerSide};
+use crate::relay::side::{Body, ClientSide, ServerSide, TxStatus};
 use crate::wire::encode;
 use crate::wire::fields::{bind_names, split_cstr};
 use crate::wire::scan::{HEADER_LEN, Item};
@@ -299,7 +299,11 @@ impl Upstream<'_, '_> {
             return Ok(Handled::Done);
         }
         self.client.extra().names.bind(name, statement.clone());
-        let on_server = self.server.statements.contains(&statement);
+        let mut on_server = self.server.statements.contains(&statement);
+        if on_server && self.in_failed_transaction() {
+            self.drop_from_server(&statement);
+            on_server = false;
+        }
         let undo = Undo::Named { name: name.into(), statement: statement.clone(), on_server: !on_server };
         if on_server {
             self.server.outstanding.push_with(Request::Parse, Give::Fake, undo);
@@ -347,14 +351,26 @@ impl Upstream<'_, '_> {
         self.ctx.tally.server_parse_count += 1;
         self.server.statements.insert(statement);
         while let Some(old) = self.server.statements.evict_over(self.ctx.tracking) {
-            self.out.own(|own| {
-                encode::message(own, fe::CLOSE, |body| {
-                    body.push(b'S');
-                    encode::cstr(body, &old.name);
-                });
-            });
-            self.server.outstanding.push_with(Request::Close, Give::Skip, Undo::Evicted { statement: old });
+            self.drop_from_server(&old);
         }
+    }
+
+    /// Sends a Close of our own.
+    fn drop_from_server(&mut self, statement: &Arc<Statement>) {
+        self.out.own(|own| {
+            encode::message(own, fe::CLOSE, |body| {
+                body.push(b'S');
+                encode::cstr(body, &statement.name);
+            });
+        });
+        self.server.statements.remove(statement);
+        self.server.outstanding.push_with(Request::Close, Give::Skip, Undo::Evicted { statement: statement.clone() });
+    }
+
+    /// The transaction has failed, or may have when the server reads what is sent now: it refuses most statements then, and
+    /// a Parse must not be answered in its place.
+    fn in_failed_transaction(&self) -> bool {
+        self.server.tx == TxStatus::Failed || self.server.outstanding.holds_end_of_batch()
     }
 
     /// A Bind, or the first part of one that will be `total` bytes long, with its names complete.

@@ -1,8 +1,8 @@
 """Random protocol batches, sent to PostgreSQL directly and through the pooler: every reply must be the same, byte for byte.
 
 Statement and portal names collide, statements fail to parse, transactions fail in the middle, batches are pipelined, copies
-end well or badly. What goes to the pooler is cut into pieces of 1 to 50 bytes. E2E_BATCHES sets the number of batches,
-E2E_SEED the seed, which a failure shows.
+end well or badly. What the client and PostgreSQL send to the pooler is cut into pieces of 1 to 50 bytes, each of which is
+read by itself. E2E_BATCHES sets the number of batches, E2E_SEED the seed, which a failure shows.
 """
 
 import os
@@ -14,6 +14,7 @@ import time
 import pytest
 
 from support.postgres import ROLES
+from support.slicer import Slicer, send_cut
 from support.wire import FLUSH, SYNC, Closed, Wire, bind, close, cstr, describe, execute, message, parse, query
 
 pytestmark = pytest.mark.ours
@@ -98,16 +99,6 @@ def readies(wire, count):
     return got
 
 
-def send_cut(wire, data, dice):
-    """Short inputs in pieces of 1 to 50 bytes; of long ones only the ends, the middle as a whole."""
-    middle = max(0, len(data) - 2000)
-    at = 0
-    while at < len(data):
-        size = dice.randint(1, 50) if not 1000 <= at < 1000 + middle else middle
-        wire.send(data[at:at + size])
-        at += size
-
-
 def shown(messages):
     return [(kind, body[:120]) for kind, body in messages]
 
@@ -116,9 +107,16 @@ def shown(messages):
 @pytest.mark.slow(1200)
 def test_replies_equal_postgresql(make_pooler, pg, clients, servers):
     """Each client has a twin that talks to PostgreSQL directly, in a database of its own with the same table."""
-    pooler = make_pooler(ini={"default_pool_size": servers, "max_prepared_statements": 2})
+    with Slicer(pg.port, SEED) as slicer:
+        pooler = make_pooler(ini={"default_pool_size": servers, "max_prepared_statements": 2},
+                             databases={"p0": {"host": slicer.host, "port": slicer.port, "dbname": "p0"}})
+        compare(pooler, pg, clients)
+
+
+def compare(pooler, pg, clients):
     dice = random.Random(SEED + clients)
-    pairs = [(Wire(pg.port, timeout=30).login("app", "p1", ROLES["app"][0]), pooler.login("app", "p0")) for _ in range(clients)]
+    pairs = [(Wire(pg.port, timeout=30).login("app", "p1", ROLES["app"][0]),
+              Wire(path=pooler.unix_path, timeout=30).login("app", "p0")) for _ in range(clients)]
     for wire in pairs[0]:
         wire.query("DROP TABLE IF EXISTS diff")
         wire.query("CREATE TABLE diff (n int)")
@@ -129,7 +127,7 @@ def test_replies_equal_postgresql(make_pooler, pg, clients, servers):
         data = b"".join(b"".join(messages) for messages in group)
         direct.send(data)
         expected = readies(direct, len(group))
-        send_cut(pooled, data, dice)
+        send_cut(pooled.sock, data, dice)
         got = readies(pooled, len(group))
         assert shown(got) == shown(expected), f"E2E_SEED={SEED} turn {turn}: {group}"
         assert got == expected, f"E2E_SEED={SEED} turn {turn}"
