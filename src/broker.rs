@@ -3,14 +3,15 @@
 //! Under it run only pure calls and moves. Whoever takes the lock carries the actions that the pools ordered out of it and
 //! obeys them afterwards.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::id::PoolId;
+use crate::id::{ClientRef, PoolId, ServerId};
 use crate::pool::{Action, Pools};
 use crate::shared::{LoginReply, PoolShared};
+use crate::worker::replication::Dedicated;
 use crate::worker::server::Server;
 
 pub type ServerPools = Pools<Box<Server>, Arc<LoginReply>>;
@@ -21,12 +22,14 @@ pub struct Broker {
     pub pools: ServerPools,
     shared: HashMap<PoolId, Arc<PoolShared>>,
     workers: usize,
+    /// What the servers of replication clients are to be told; their workers enter it before they ask for one.
+    pub replicating: BTreeMap<ClientRef, Dedicated>,
 }
 
 impl Broker {
     #[must_use]
     pub fn new(pools: ServerPools, workers: usize) -> Self {
-        Self { pools, shared: HashMap::new(), workers }
+        Self { pools, shared: HashMap::new(), workers, replicating: BTreeMap::new() }
     }
 
     /// The shared side of a pool, made when it is first asked for.
@@ -38,6 +41,21 @@ impl Broker {
         let made = Arc::new(PoolShared::new(pool, &info, self.workers));
         self.shared.insert(pool, made.clone());
         Some(made)
+    }
+
+    /// Remembers what the server of a client is to be told, if it replicates; whether it does.
+    pub fn replicates(&mut self, client: ClientRef, dedicated: Option<Dedicated>) -> bool {
+        let replicates = dedicated.is_some();
+        if let Some(dedicated) = dedicated {
+            self.replicating.insert(client, dedicated);
+        }
+        replicates
+    }
+
+    /// Makes a connection whose startup packet is due a replication client's, if it is such a client's turn.
+    pub fn tie(&mut self, server: ServerId) -> Option<Dedicated> {
+        let client = self.pools.tie(server)?;
+        self.replicating.get(&client).cloned()
     }
 
     /// Forgets the shared side of pools that are gone.

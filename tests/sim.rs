@@ -209,7 +209,7 @@ impl World {
 
     fn want(&self, index: u32, pool: PoolId, kind: WaitFor) -> Want {
         let client = self.reference(index);
-        Want { client, pool, kind, since: self.now, home: client.worker }
+        Want { client, pool, kind, since: self.now, home: client.worker, replication: false }
     }
 
     fn enter(&mut self, index: u32, at: Attached) {

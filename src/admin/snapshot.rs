@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::stats::{Averages, Counters};
 use crate::time::Micros;
+use crate::wire::startup::Replication;
 
 /// One row of SHOW POOLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,14 +102,6 @@ impl SocketState {
     pub const fn is_client(self) -> bool {
         matches!(self, Self::ClActive | Self::ClWaiting | Self::ClActiveCancel | Self::ClWaitingCancel | Self::ClLogin)
     }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Replication {
-    #[default]
-    None,
-    Logical,
-    Physical,
 }
 
 /// How far a socket's input has come, bytes from the start of its buffer. A socket whose console query is being answered

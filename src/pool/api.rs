@@ -51,6 +51,8 @@ pub struct Want {
     pub since: Micros,
     /// The worker of the client.
     pub home: WorkerId,
+    /// A replication client: it gets a connection made for it, or none.
+    pub replication: bool,
 }
 
 /// A server connection for the client, which owns it until `release` or `gone`.

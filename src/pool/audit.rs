@@ -17,6 +17,7 @@ struct Sums {
     waiting: u32,
     waiting_ready: u32,
     waiting_login: u32,
+    replicating: u32,
     cancels_waiting: u32,
     cancels_sent: u32,
 }
@@ -58,6 +59,7 @@ impl<S, R: Clone> Pools<S, R> {
             waiting: pool.waiting.len(),
             waiting_ready: pool.waiting_ready,
             waiting_login: pool.waiting_login.len(),
+            replicating: pool.replicating.len(),
             cancels_waiting: pool.cancels_waiting.len(),
             cancels_sent: pool.cancels_sent,
         }
@@ -71,6 +73,11 @@ impl<S, R: Clone> Pools<S, R> {
             sum.close_needed += u32::from(server.close_needed);
             assert_eq!(server.conn.is_some(), server.state.is_parked(), "{id:?} in {:?}", server.state);
             assert!(server.doomed.is_none() || !server.state.is_parked(), "{id:?} is parked and doomed");
+            if let Some(ticket) = server.tied {
+                let waiter = self.waiters.get(ticket);
+                assert!(waiter.is_some_and(|waiter| waiter.tied == Some(id)), "client tied to {id:?}");
+                assert!(server.replication && server.state == ServerState::New, "{id:?} is tied");
+            }
             if let Some(ticket) = server.slot {
                 let slot = self.waiters.get(ticket).map(|waiter| &waiter.slot);
                 assert!(matches!(slot, Some(Collected::Granted(grant)) if grant.server == id), "slot of {id:?}");
@@ -94,9 +101,13 @@ impl<S, R: Clone> Pools<S, R> {
             match &waiter.slot {
                 Collected::Waiting => {
                     let sum = sums.entry(waiter.want.pool).or_default();
-                    sum.waiting += u32::from(waiter.want.kind != WaitFor::LoginReply);
+                    let (replicates, logs_in) = (waiter.want.replication, waiter.want.kind == WaitFor::LoginReply);
+                    sum.waiting += u32::from(!replicates && !logs_in);
                     sum.waiting_ready += u32::from(waiter.want.kind == WaitFor::Query);
-                    sum.waiting_login += u32::from(waiter.want.kind == WaitFor::LoginReply);
+                    sum.waiting_login += u32::from(!replicates && logs_in);
+                    sum.replicating += u32::from(replicates);
+                    let tied = waiter.tied.map(|server| self.servers.get(server).and_then(|server| server.tied));
+                    assert!(tied.is_none_or(|back| back == Some(id)), "server tied to {id:?}");
                 }
                 Collected::Granted(grant) => {
                     let server = self.servers.get(grant.server).expect("a granted server exists");

@@ -17,7 +17,10 @@ impl<S, R: Clone> Pools<S, R> {
     pub(super) fn lacks_server(&self, id: PoolId) -> bool {
         let pool = &self.pools[id];
         let coming = pool.count(ServerState::Tested) + pool.count(ServerState::Used) + pool.idle;
-        !pool.waiting_login.is_empty() || !pool.cancels_waiting.is_empty() || pool.waiting.len() > coming
+        !pool.waiting_login.is_empty()
+            || !pool.replicating.is_empty()
+            || !pool.cancels_waiting.is_empty()
+            || pool.waiting.len() > coming
     }
 
     /// Opens a connection if the rules allow one (pooling.md 4.3). The caller knows that one is wanted; `evict`: others may
@@ -49,13 +52,14 @@ impl<S, R: Clone> Pools<S, R> {
             return;
         }
         let full = size > 0 && pool.reply.is_some() && pool.connections >= size;
-        if full && !self.may_use_reserve(id, now) {
+        let reserve = full && self.may_use_reserve(id, now);
+        if full && !reserve && !self.make_way(id) {
             return;
         }
         if !self.make_room(id, evict) {
             return;
         }
-        if full {
+        if reserve {
             let text = "taking connection from reserve_pool".to_owned();
             self.actions.push_back(Action::Log(Level::Warning, text));
         }
@@ -68,7 +72,7 @@ impl<S, R: Clone> Pools<S, R> {
         let waited = |ticket| now.since(self.waiters[ticket].want.since) >= timeout;
         !timeout.is_zero()
             && pool.connections < pool.sizes.pool_size.saturating_add(pool.sizes.reserve)
-            && pool.waiting.first().is_some_and(waited)
+            && self.first_in_line(id).is_some_and(waited)
     }
 
     fn open(&mut self, id: PoolId, kind: LaunchKind, now: Micros) {
@@ -88,7 +92,7 @@ impl<S, R: Clone> Pools<S, R> {
         {
             return self.cancels[request].client.worker;
         }
-        match pool.waiting.first().or(pool.waiting_login.first()) {
+        match self.first_in_line(id) {
             Some(ticket) => self.waiters[ticket].want.home,
             None => self.last_home,
         }
@@ -113,9 +117,13 @@ impl<S, R: Clone> Pools<S, R> {
         state.last_used = now;
         let id = state.pool;
         let doomed = state.doomed.is_some();
+        let replication = state.replication;
         let pool = &mut self.pools[id];
         pool.connect_failed = false;
         pool.login_failed = None;
+        if replication {
+            return self.replication_ready(server, conn, now);
+        }
         if !doomed && pool.reply.is_none() {
             pool.reply = Some(reply);
             self.answer_logins(id);
@@ -135,6 +143,9 @@ impl<S, R: Clone> Pools<S, R> {
             return self.gone(server, now);
         }
         let id = state.pool;
+        if state.replication {
+            return self.replication_failed(server, failure.reason, now);
+        }
         self.forget(server);
         let pool = &mut self.pools[id];
         let mut reason = failure.reason;

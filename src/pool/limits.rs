@@ -233,7 +233,7 @@ impl<S, R: Clone> Pools<S, R> {
     }
 
     /// The idle server of the pool that was unused longest, and when nobody waits also one that is used or tested.
-    fn least_recent(&self, pool: PoolId) -> Option<(Micros, ServerId)> {
+    pub(super) fn least_recent(&self, pool: PoolId) -> Option<(Micros, ServerId)> {
         let pool = &self.pools[pool];
         let idle = pool.idle_lists().iter().flat_map(|list| list.iter(&self.servers));
         let unsure = [ServerState::Used, ServerState::Tested]
@@ -306,9 +306,7 @@ impl<S, R: Clone> Pools<S, R> {
     }
 
     pub(super) fn first_seq(&self, pool: PoolId) -> Option<u64> {
-        let pool = &self.pools[pool];
-        let firsts = [pool.waiting.first(), pool.waiting_login.first()];
-        firsts.into_iter().flatten().map(|ticket| self.waiters[ticket].seq).min()
+        self.first_in_line(pool).map(|ticket| self.waiters[ticket].seq)
     }
 }
 

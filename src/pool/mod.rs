@@ -10,7 +10,7 @@
 //!
 //! `slot.rs` one connection and its states, `pool.rs` one entry and user, `limits.rs` entries and users, `entries.rs` how
 //! they come and go, `release.rs` what becomes of a connection, `launch.rs` when a new one is opened, `upkeep.rs` what a
-//! tick decides, `admin.rs` the console's commands, `cancel.rs` cancel requests, `picture.rs` what SHOW shows.
+//! tick decides, `admin.rs` the console's commands, `cancel.rs` cancel requests, `replication.rs` replication clients, `picture.rs` what SHOW shows.
 
 mod admin;
 mod api;
@@ -24,6 +24,7 @@ mod picture;
 #[allow(clippy::module_inception)]
 mod pool;
 mod release;
+mod replication;
 mod slot;
 #[cfg(test)]
 mod tests;
@@ -134,6 +135,7 @@ impl<S, R: Clone> Pools<S, R> {
                 return Checkout::LoginReady(reply.clone());
             }
         } else if pool.waiting.is_empty()
+            && !want.replication
             && !self.is_held(want.pool)
             && let Some((server, conn)) = self.take_idle(want.pool, want.home)
         {
@@ -179,6 +181,7 @@ impl<S, R: Clone> Pools<S, R> {
         let pool = waiter.want.pool;
         if matches!(waiter.slot, Collected::Waiting) {
             self.dequeue(ticket);
+            self.give_up_opening(ticket);
         }
         let Some(waiter) = self.waiters.remove(ticket) else { return };
         if let Collected::Granted(Grant { server, conn, .. }) = waiter.slot {

@@ -129,7 +129,7 @@ impl<S, R: Clone> Pools<S, R> {
             database: database.name.clone(),
             user: self.users[pool.user.0 as usize].name.clone(),
             cl_active: pool.ready.saturating_sub(pool.waiting_ready),
-            cl_waiting: pool.waiting.len() + pool.waiting_login.len(),
+            cl_waiting: pool.waiting.len() + pool.waiting_login.len() + pool.replicating.len(),
             cl_active_cancel_req: pool.cancels_sent,
             cl_waiting_cancel_req: pool.cancels_waiting.len(),
             sv_active: pool.count(ServerState::Active),
@@ -139,17 +139,10 @@ impl<S, R: Clone> Pools<S, R> {
             sv_used: pool.count(ServerState::Used),
             sv_tested: pool.count(ServerState::Tested),
             sv_login: pool.count(ServerState::New),
-            waiting_since: self.first_in_line(id),
+            waiting_since: self.first_in_line(id).map(|ticket| self.waiters[ticket].want.since),
             pool_mode: pool.sizes.mode,
             load_balance_hosts: balance(database),
         }
-    }
-
-    fn first_in_line(&self, id: PoolId) -> Option<Micros> {
-        let pool = &self.pools[id];
-        let firsts = [pool.waiting.first(), pool.waiting_login.first()];
-        let waiters = firsts.into_iter().flatten().map(|ticket| &self.waiters[ticket]);
-        waiters.min_by_key(|waiter| waiter.seq).map(|waiter| waiter.want.since)
     }
 
     /// Rows of SHOW DATABASES, sorted; without the console and idle entries.

@@ -39,6 +39,8 @@ pub(super) struct Pool<R> {
     pub(super) waiting_ready: u32,
     /// Clients that need the login reply.
     pub(super) waiting_login: List<Ticket>,
+    /// Replication clients that need a server, or the login reply.
+    pub(super) replicating: List<Ticket>,
     pub(super) cancels_waiting: List<CancelId>,
     pub(super) cancels_sent: u32,
     /// Clients that hold the id of this pool.
@@ -71,6 +73,7 @@ impl<R> Pool<R> {
             waiting: List::default(),
             waiting_ready: 0,
             waiting_login: List::default(),
+            replicating: List::default(),
             cancels_waiting: List::default(),
             cancels_sent: 0,
             attached: 0,
@@ -115,7 +118,16 @@ impl<R> Pool<R> {
     }
 
     pub(super) fn has_waiters(&self) -> bool {
-        !self.waiting.is_empty() || !self.waiting_login.is_empty()
+        !self.waiting.is_empty() || !self.waiting_login.is_empty() || !self.replicating.is_empty()
+    }
+
+    /// The list in which a client waits for what it wants.
+    fn line(&mut self, want: &Want) -> &mut List<Ticket> {
+        match want.kind {
+            _ if want.replication => &mut self.replicating,
+            WaitFor::LoginReply => &mut self.waiting_login,
+            WaitFor::Query | WaitFor::AuthQuery => &mut self.waiting,
+        }
     }
 
     /// Does anything refer to the pool?
@@ -130,6 +142,8 @@ pub(super) struct Waiter<S, R> {
     pub(super) want: Want,
     /// `Waiting`: in a list of the pool.
     pub(super) slot: Collected<S, R>,
+    /// The connection that is being opened for it, if it replicates.
+    pub(super) tied: Option<ServerId>,
     /// Counts queueings, over all pools.
     pub(super) seq: u64,
     pub(super) links: Links<Ticket>,
@@ -147,15 +161,16 @@ impl<S, R> Linked<Ticket> for Waiter<S, R> {
 impl<S, R: Clone> Pools<S, R> {
     pub(super) fn enqueue(&mut self, want: Want) -> Ticket {
         self.stamp += 1;
-        let ticket =
-            self.waiters.insert(Waiter { want, slot: Collected::Waiting, seq: self.stamp, links: Links::default() });
+        let ticket = self.waiters.insert(Waiter {
+            want,
+            slot: Collected::Waiting,
+            tied: None,
+            seq: self.stamp,
+            links: Links::default(),
+        });
         let pool = &mut self.pools[want.pool];
-        if want.kind == WaitFor::LoginReply {
-            pool.waiting_login.push(&mut self.waiters, ticket, End::Back);
-        } else {
-            pool.waiting.push(&mut self.waiters, ticket, End::Back);
-            pool.waiting_ready += u32::from(want.kind == WaitFor::Query);
-        }
+        pool.line(&want).push(&mut self.waiters, ticket, End::Back);
+        pool.waiting_ready += u32::from(want.kind == WaitFor::Query);
         ticket
     }
 
@@ -163,17 +178,21 @@ impl<S, R: Clone> Pools<S, R> {
     pub(super) fn dequeue(&mut self, ticket: Ticket) {
         let want = self.waiters[ticket].want;
         let pool = &mut self.pools[want.pool];
-        if want.kind == WaitFor::LoginReply {
-            pool.waiting_login.remove(&mut self.waiters, ticket);
-        } else {
-            pool.waiting.remove(&mut self.waiters, ticket);
-            pool.waiting_ready -= u32::from(want.kind == WaitFor::Query);
-        }
+        pool.line(&want).remove(&mut self.waiters, ticket);
+        pool.waiting_ready -= u32::from(want.kind == WaitFor::Query);
+    }
+
+    /// Whoever has been in line for longest.
+    pub(super) fn first_in_line(&self, pool: PoolId) -> Option<Ticket> {
+        let pool = &self.pools[pool];
+        let firsts = [pool.waiting.first(), pool.waiting_login.first(), pool.replicating.first()];
+        firsts.into_iter().flatten().min_by_key(|&ticket| self.waiters[ticket].seq)
     }
 
     /// Fills the slot of a client that still waits and wakes it.
-    fn answer(&mut self, ticket: Ticket, answer: Collected<S, R>) {
+    pub(super) fn answer(&mut self, ticket: Ticket, answer: Collected<S, R>) {
         self.dequeue(ticket);
+        self.give_up_opening(ticket);
         let waiter = &mut self.waiters[ticket];
         waiter.slot = answer;
         self.actions.push_back(Action::Wake(waiter.want.client));
@@ -185,7 +204,10 @@ impl<S, R: Clone> Pools<S, R> {
         self.move_to(server, ServerState::Active, home, End::Back);
         self.grants += 1;
         self.moves += u64::from(moved);
-        let pool_mode = self.pools[self.servers[server].pool].sizes.mode;
+        let pool_mode = match &self.servers[server] {
+            server if server.replication => PoolMode::Session,
+            server => self.pools[server.pool].sizes.mode,
+        };
         Grant { server, conn, pool_mode, moved }
     }
 
@@ -199,7 +221,7 @@ impl<S, R: Clone> Pools<S, R> {
 
     /// Turns away every client in line.
     pub(super) fn refuse_waiters(&mut self, pool: PoolId, why: &Disconnect) {
-        while let Some(ticket) = self.pools[pool].waiting.first().or(self.pools[pool].waiting_login.first()) {
+        while let Some(ticket) = self.first_in_line(pool) {
             self.answer(ticket, Collected::Refused(why.clone()));
         }
     }
@@ -208,6 +230,12 @@ impl<S, R: Clone> Pools<S, R> {
     pub(super) fn answer_logins(&mut self, pool: PoolId) {
         let Some(reply) = self.pools[pool].reply.clone() else { return };
         while let Some(ticket) = self.pools[pool].waiting_login.first() {
+            self.answer(ticket, Collected::LoginReady(reply.clone()));
+        }
+        let replicating = self.pools[pool].replicating.iter(&self.waiters);
+        // for one that is tied its own server is on the way
+        let log_in = replicating.filter(|(_, w)| w.want.kind == WaitFor::LoginReply && w.tied.is_none());
+        for ticket in log_in.map(|(ticket, _)| ticket).collect::<Vec<_>>() {
             self.answer(ticket, Collected::LoginReady(reply.clone()));
         }
     }

@@ -107,6 +107,10 @@ impl<S, R: Clone> Pools<S, R> {
         if server.cancels_in_flight > 0 && (linked || inspected == Some(ServerState::BeingCanceled)) {
             return self.park(id, conn, ServerState::BeingCanceled);
         }
+        if self.servers[id].replication {
+            self.forget(id);
+            return Released::Close { conn, reason: "replication client was closed".into() };
+        }
         let rested = from == Origin::Rest || inspected == Some(ServerState::BeingCanceled);
         if (linked || rested) && self.needs_reset(id, from) {
             self.move_to(id, ServerState::Tested, home, End::Back);

@@ -73,6 +73,10 @@ pub(super) struct Server<S> {
     pub(super) doomed: Option<Cow<'static, str>>,
     /// The waiter whose slot it is in.
     pub(super) slot: Option<Ticket>,
+    /// It was opened for one replication client, and serves nobody else.
+    pub(super) replication: bool,
+    /// The waiting client that it is being opened for.
+    pub(super) tied: Option<Ticket>,
     /// Cancels aimed at it, already on their way.
     pub(super) cancels_in_flight: u32,
     /// Cancels aimed at it that still wait for a connection.
@@ -110,6 +114,8 @@ impl<S, R: Clone> Pools<S, R> {
             close_needed: false,
             doomed: None,
             slot: None,
+            replication: false,
+            tied: None,
             cancels_in_flight: 0,
             cancels_unsent: 0,
             carries: None,
@@ -160,6 +166,7 @@ impl<S, R: Clone> Pools<S, R> {
         if self.servers[id].cancels_unsent > 0 {
             self.drop_unsent_cancels(id);
         }
+        self.untie(id);
         let owner = &mut self.pools[pool];
         owner.list_mut(state, home).remove(&mut self.servers, id);
         owner.idle -= u32::from(state == ServerState::Idle);

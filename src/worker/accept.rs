@@ -123,6 +123,7 @@ impl Worker {
             user_id: None,
             mode: self.live.config.settings.pool_mode,
             server: None,
+            replicating: None,
             input: None,
             cancel_key: [0; 8],
             connect_time: self.now,

@@ -268,7 +268,9 @@ impl Worker {
             return Err(Disconnect::fatal("bouncer config error").into());
         };
         let (me, home, now, since) = (client.me, self.id, self.now, client.connect_time);
+        let dedicated = client.dedicated();
         let checkout = self.pools(|broker| {
+            let replication = broker.replicates(me, dedicated);
             let pools = &mut broker.pools;
             let found = pools.find_database(&name, now);
             if found.is_some_and(|db| pools.disabled(db)) {
@@ -277,7 +279,7 @@ impl Worker {
             if pools.shutdown_mode() != ShutdownMode::None {
                 return Checkout::Refused(Disconnect::fatal("pooler is shutting down"));
             }
-            pools.checkout(Want { client: me, pool, kind: WaitFor::LoginReply, since, home }, now)
+            pools.checkout(Want { client: me, pool, kind: WaitFor::LoginReply, since, home, replication }, now)
         });
         if !received.is_empty() {
             client.input = Some(Box::new(received));

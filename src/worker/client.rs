@@ -20,8 +20,9 @@ use crate::net::stream::Stream;
 use crate::relay::side::ClientSide;
 use crate::shared::{PoolShared, UserSecret};
 use crate::time::Micros;
-use crate::wire::startup::StartupParams;
+use crate::wire::startup::{Replication, StartupParams};
 use crate::worker::peer::PeerAddr;
+use crate::worker::replication::{Dedicated, Replicating};
 use crate::worker::server::Server;
 
 /// Where a client is between its connect and its end.
@@ -135,6 +136,8 @@ pub struct Client {
     pub user_id: Option<UserId>,
     pub mode: PoolMode,
     pub server: Option<Box<Server>>,
+    /// Set for a replication client.
+    pub replicating: Option<Arc<Replicating>>,
     /// Input that waits for a server, or for the server to settle.
     pub input: Option<Box<Vec<u8>>>,
     pub cancel_key: [u8; 8],
@@ -191,6 +194,19 @@ impl Client {
         let database = if self.at_console() { "pgbouncer" } else { database };
         let user = self.user.as_deref().unwrap_or("(nouser)");
         format!("C-{:#x}: {database}/{user}@{} ", self.ptr(), self.peer)
+    }
+
+    /// The kind of replication it asked for.
+    #[must_use]
+    pub fn replication(&self) -> Replication {
+        self.replicating.as_ref().map_or(Replication::None, |replicating| replicating.kind)
+    }
+
+    /// What a server made for this client is to be told, if it replicates.
+    #[must_use]
+    pub fn dedicated(&self) -> Option<Dedicated> {
+        let wishes = self.replicating.clone()?;
+        Some(Dedicated { wishes, vars: self.side.vars.clone() })
     }
 
     /// Logged in at the console or, by a user who is known, on the way there.

@@ -175,7 +175,11 @@ impl Worker {
             let database = reported(&params.database);
             let facts = client.facts();
             let tls = facts.tls.as_ref().map_or("no", |tls| tls.info.as_str());
-            tracing::info!("{}login attempt: db={database} user={user} tls={tls} replication=no", client.prefix());
+            let replication = client.replication().log();
+            tracing::info!(
+                "{}login attempt: db={database} user={user} tls={tls} replication={replication}",
+                client.prefix()
+            );
         }
     }
 

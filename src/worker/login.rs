@@ -11,9 +11,10 @@ use crate::disconnect::Disconnect;
 use crate::net::stream::ReadResult;
 use crate::relay::vars::Vars;
 use crate::sys;
-use crate::wire::startup::{self, Replication, Rules, StartupParams};
+use crate::wire::startup::{self, Rules, StartupParams};
 use crate::worker::Worker;
 use crate::worker::client::{Client, End, Login, Phase};
+use crate::worker::replication::Replicating;
 
 /// Most bytes kept of somebody who has not logged in: the largest password message and a little.
 pub(super) const MAX_RECEIVED: usize = MAX_PASSWORD_BYTES + 1024;
@@ -118,9 +119,7 @@ impl Worker {
             params.negotiate(&mut out);
         }
         client.stream.write_bytes(&out).map_err(|_| gone())?;
-        if params.replication != Replication::None {
-            return Err(Disconnect::fatal("replication connections are not supported by this build").into());
-        }
+        client.replicating = Replicating::asked_for(&params);
         client.side.vars = self.interner.intern(Vars::from_values(
             &self.shared.names,
             params.tracked.iter().map(|(index, value)| (*index, value.as_str())),

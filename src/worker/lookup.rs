@@ -60,7 +60,7 @@ impl Worker {
         };
         client.phase = Phase::Lookup(Box::new(lookup));
         let (me, home, since) = (client.me, self.id, client.connect_time);
-        let want = Want { client: me, pool: pool.id, kind: WaitFor::AuthQuery, since, home };
+        let want = Want { client: me, pool: pool.id, kind: WaitFor::AuthQuery, since, home, replication: false };
         client.pool = Some(pool);
         match self.pools(|broker| broker.pools.checkout(want, now)) {
             Checkout::Granted(grant) => self.run_lookup(client, grant.conn),

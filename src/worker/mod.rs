@@ -18,6 +18,7 @@ mod parked;
 pub mod peer;
 pub(crate) mod picture;
 mod relay;
+pub mod replication;
 pub mod server;
 mod sweep;
 pub(crate) mod table;
@@ -378,6 +379,7 @@ impl Worker {
         }
         let now = self.now;
         self.pools(|broker| {
+            broker.replicating.remove(&held.client);
             if let Some(ticket) = held.ticket {
                 broker.pools.abandon(ticket, now);
             }

@@ -31,9 +31,11 @@ use crate::time::Micros;
 use crate::wire::encode;
 use crate::wire::fields::{ErrorFields, lossy, split_cstr};
 use crate::wire::scan::{Item, Scanner};
+use crate::wire::startup::Replication;
 use crate::wire::tag::backend as be;
 use crate::worker::Worker;
 use crate::worker::peer::PeerAddr;
+use crate::worker::replication::Dedicated;
 use crate::worker::server::Server;
 use crate::worker::table::{Place, server_token};
 
@@ -74,6 +76,8 @@ pub(crate) struct Opening {
     vars: Vars,
     untracked: Vec<u8>,
     cancel_key: [u8; 8],
+    /// Set when it turned out to be for a replication client.
+    dedicated: Option<Dedicated>,
 }
 
 impl std::fmt::Debug for Opening {
@@ -136,6 +140,10 @@ impl Opening {
         self.stream.as_ref().map(|stream| stream.socket().as_fd().as_raw_fd())
     }
 
+    pub(crate) fn replication(&self) -> Replication {
+        self.dedicated.as_ref().map_or(Replication::None, |dedicated| dedicated.wishes.kind)
+    }
+
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         self.stream.as_ref().and_then(|stream| stream.socket().local_addr())
     }
@@ -166,6 +174,7 @@ impl Worker {
             vars: Vars::unset(&self.shared.names),
             untracked: Vec::new(),
             cancel_key: [0; 8],
+            dedicated: None,
         });
         self.locate(opening);
     }
@@ -341,6 +350,7 @@ impl Worker {
     }
 
     fn send_startup(&mut self, opening: &mut Opening) -> Result<(), Failed> {
+        opening.dedicated = self.shared.broker.lock().tie(opening.me);
         let database = &opening.info.database;
         let mut parameters = vec![("database", database.server_dbname())];
         let optional = [
@@ -350,6 +360,9 @@ impl Worker {
             ("application_name", &database.application_name),
         ];
         parameters.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))));
+        if let Some(dedicated) = &opening.dedicated {
+            parameters.extend(dedicated.parameters(&self.shared.names));
+        }
         parameters.push(("user", &opening.info.user));
         let mut out = Vec::new();
         encode::startup(&mut out, &parameters);
@@ -443,6 +456,10 @@ impl Worker {
                 let fields = ErrorFields::parse(body);
                 tracing::error!("S: error while executing exec_on_query: {}", fields.text(": "));
             }
+            be::ERROR_RESPONSE if opening.dedicated.is_some() => {
+                tracing::error!("S: login failed: {}", ErrorFields::parse(body).text(": "));
+                return Err(Failed::connect("login failed"));
+            }
             be::ERROR_RESPONSE => return Err(refused(body)),
             be::PARAMETER_STATUS => self.server_parameter(opening, body),
             be::BACKEND_KEY_DATA if !querying => {
@@ -529,13 +546,15 @@ impl Worker {
             return self.opening_failed(*opening, Failed::connect("unknown pkt from server"));
         }
         let opening = *opening;
+        let replication = opening.replication();
         let Some(stream) = opening.stream else { return };
         let vars = self.interner.intern(opening.vars);
+        let reply = Arc::new(LoginReply { untracked: opening.untracked, tracked: vars.clone() });
         let server = Box::new(Server {
             stream,
             me: opening.me,
             id: opening.id,
-            side: ServerSide::new(vars.clone()),
+            side: ServerSide::new(vars),
             pool: opening.pool,
             cancel_key: opening.cancel_key,
             addr: opening.addr,
@@ -543,8 +562,9 @@ impl Worker {
             connect_time: opening.started,
             request_time: self.now,
             testing: None,
+            replication,
+            login_reply: (replication != Replication::None).then(|| reply.clone()),
         });
-        let reply = Arc::new(LoginReply { untracked: opening.untracked, tracked: vars });
         let (id, home, now) = (server.me, self.id, self.now);
         self.pools_release(|broker| broker.pools.logged_in(id, server, reply, home, now));
     }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use crate::admin::snapshot::{Buffers, Handover, Home, Replication, SocketRow, SocketState};
+use crate::admin::snapshot::{Buffers, Handover, Home, SocketRow, SocketState};
 use crate::clock::Clock;
 use crate::config::CONSOLE_DATABASE;
 use crate::net::stream::Socket;
@@ -75,7 +75,7 @@ impl Worker {
             home,
             state,
             user: client.user.clone(),
-            replication: Replication::None,
+            replication: client.replication(),
             addr: client.peer.show(),
             port: client.peer.port(),
             local_addr: local_addr(client.peer, client.stream.socket().local_addr()),
@@ -107,7 +107,7 @@ impl Worker {
             home: home_of(pool),
             state: if carrying { SocketState::SvActiveCancel } else { SocketState::SvLogin },
             user: pool.peer_id.is_none().then(|| pool.user.clone()),
-            replication: Replication::None,
+            replication: opening.replication(),
             addr: opening.addr().show(),
             port: opening.addr().port(),
             local_addr: local_addr(opening.addr(), local),
@@ -145,7 +145,7 @@ pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16) 
         home: home_of(&server.pool),
         state,
         user: Some(user),
-        replication: Replication::None,
+        replication: server.replication,
         addr: server.addr.show(),
         port: server.addr.port(),
         local_addr: local_addr(server.addr, local),

@@ -20,6 +20,7 @@ use crate::relay::upstream::{Flow, Unlinked, Upstream, unlinked};
 use crate::shared::LoginReply;
 use crate::time::Micros;
 use crate::wire::encode;
+use crate::wire::startup::Replication;
 use crate::worker::Worker;
 use crate::worker::client::{Client, End, Phase};
 use crate::worker::server::Server;
@@ -209,9 +210,14 @@ impl Worker {
             kind: WaitFor::Query,
             since: client.side.query_start,
             home: self.id,
+            replication: client.replicating.is_some(),
         };
-        let now = self.now;
-        match self.pools(|broker| broker.pools.checkout(want, now)) {
+        let (now, dedicated) = (self.now, client.dedicated());
+        let checkout = self.pools(|broker| {
+            broker.replicates(want.client, dedicated);
+            broker.pools.checkout(want, now)
+        });
+        match checkout {
             Checkout::Granted(grant) => self.link(client, grant),
             Checkout::Queued(ticket) => {
                 client.phase = Phase::Waiting(ticket);
@@ -228,6 +234,11 @@ impl Worker {
     fn link(&mut self, client: &mut Client, grant: Grant<Box<Server>>) -> Result<bool, End> {
         client.mode = grant.pool_mode;
         let mut server = self.take_over(client, grant.conn)?;
+        if server.replication != Replication::None {
+            // it was told the client's parameters at its startup
+            client.server = Some(server);
+            return Ok(true);
+        }
         let mut ctx = context!(self, client.mode);
         let waits = align(&mut client.side, &mut server.side, &mut ctx, &mut self.scratch.to_server);
         let written = server.stream.write_out(&self.scratch.to_server, &[]);
@@ -317,9 +328,15 @@ impl Worker {
                 if matches!(client.phase, Phase::Lookup(_)) {
                     return self.run_lookup(client, grant.conn);
                 }
-                client.phase = Phase::Active;
+                let reply = grant.conn.login_reply.clone();
+                if matches!(client.phase, Phase::Waiting(_)) {
+                    client.phase = Phase::Active;
+                }
                 self.link(client, grant)?;
-                Ok(())
+                match (&client.phase, reply) {
+                    (Phase::WaitingLogin(_), Some(reply)) => self.finish_login(client, &reply),
+                    _ => Ok(()),
+                }
             }
             Collected::LoginReady(reply) => {
                 self.wait_ends(client);
@@ -356,6 +373,9 @@ impl Worker {
             encode::notice(&mut out, notice);
         }
         encode::ready_for_query(&mut out, b'I');
+        if client.replicating.is_some() {
+            client.mode = PoolMode::Session;
+        }
         client.phase = Phase::Active;
         self.shared.login_clients.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
@@ -458,7 +478,11 @@ impl Worker {
         let cancel = matches!(client.phase, Phase::Cancel(_));
         let console = client.at_console();
         let (pool, user, ready) = (client.pool.as_ref().map(|pool| pool.id), client.user_id, client.counted_ready);
+        let replicated = client.replicating.is_some();
         self.pools(|broker: &mut Broker| {
+            if replicated {
+                broker.replicating.remove(&me);
+            }
             if let Some(ticket) = ticket {
                 broker.pools.abandon(ticket, now);
             }

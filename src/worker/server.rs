@@ -6,8 +6,9 @@ use crate::id::{ServerId, WorkerId};
 use crate::net::stream::Stream;
 use crate::pool::TestQuery;
 use crate::relay::side::ServerSide;
-use crate::shared::PoolShared;
+use crate::shared::{LoginReply, PoolShared};
 use crate::time::Micros;
+use crate::wire::startup::Replication;
 use crate::worker::client::socket_ptr;
 use crate::worker::peer::PeerAddr;
 
@@ -28,6 +29,10 @@ pub struct Server {
     /// The last message from or to the server.
     pub request_time: Micros,
     pub testing: Option<TestQuery>,
+    /// Anything but `None`: opened for one replication client.
+    pub replication: Replication,
+    /// What that client is told should it still wait for its login reply.
+    pub login_reply: Option<Arc<LoginReply>>,
 }
 
 impl Server {

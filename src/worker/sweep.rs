@@ -8,6 +8,7 @@ use crate::id::ClientRef;
 use crate::relay::side::TxStatus;
 use crate::time::Micros;
 use crate::wire::encode;
+use crate::wire::startup::Replication;
 use crate::worker::client::{Client, End, Phase};
 use crate::worker::open::{Opening, Stage};
 use crate::worker::table::Place;
@@ -152,11 +153,9 @@ impl Worker {
         if !client.side.xact_start.is_zero() && over(self.now.since(client.side.xact_start), limit) {
             return both("transaction timeout");
         }
-        if settings.server_fast_close
-            && client.mode == PoolMode::Session
-            && server.side.is_clean()
-            && self.shared.broker.lock().pools.close_needed(server.me)
-        {
+        let replicates = server.replication != Replication::None;
+        let fast = settings.server_fast_close && client.mode == PoolMode::Session && server.side.is_clean();
+        if (replicates || fast) && self.shared.broker.lock().pools.close_needed(server.me) {
             return both("database configuration changed");
         }
         None

@@ -34,8 +34,3 @@ def test_setting_is_refused_on_the_console(pooler):
 def test_suspend_is_refused(pooler):
     with pytest.raises(ServerError, match="SUSPEND is not supported by this build"):
         pooler.admin("SUSPEND")
-
-
-def test_replication_login_is_refused(pooler):
-    with pytest.raises(ServerError, match="replication connections are not supported by this build"):
-        pooler.login(replication="database")

@@ -4,7 +4,6 @@ import struct
 
 import pytest
 
-from support.system import until
 from support.wire import FLUSH, SYNC, ServerError, bind, close, cstr, describe, execute, message, parse, query
 
 
@@ -367,15 +366,6 @@ def test_tracking_switched_off_passes_names_through(make_pooler, binary):
         a.send(parse("mine", "SELECT 1") + SYNC)
         a.result()
         assert a.query("SELECT name FROM pg_prepared_statements").rows == [["mine"]]
-
-
-@pytest.mark.needs("replication")
-@pytest.mark.since("1.23")
-def test_replication_connection(pooler):
-    with pooler.login(replication="database") as wire:
-        assert wire.query("IDENTIFY_SYSTEM").names == ["systemid", "timeline", "xlogpos", "dbname"]
-        assert wire.query("SELECT 1").value == "1"
-    until(lambda: not [s for s in pooler.show("SERVERS") if s["replication"] != "none"])
 
 
 def test_error_text_when_a_backend_is_terminated(pooler, pg):

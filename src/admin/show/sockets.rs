@@ -4,7 +4,7 @@ use super::columns;
 use super::row::{self, Fields};
 use crate::admin::command::Topic;
 use crate::admin::reply;
-use crate::admin::snapshot::{FdRow, FdTask, Home, Replication, SocketRow, SocketState, shown_id};
+use crate::admin::snapshot::{FdRow, FdTask, Home, SocketRow, SocketState, shown_id};
 use crate::config::CONSOLE_DATABASE;
 
 /// Unix seconds to `YYYY-MM-DD HH:MM:SS TZ` in local time.
@@ -137,13 +137,8 @@ fn identity(fields: &mut Fields<'_>, row: &SocketRow, state: &str) {
         Home::Pool { database, .. } => database,
         Home::PeerPool { .. } | Home::None => "(nodb)",
     };
-    let replication = match row.replication {
-        Replication::None => "none",
-        Replication::Logical => "logical",
-        Replication::Physical => "physical",
-    };
     fields.text(if row.state.is_client() { "C" } else { "S" });
-    fields.text(row.user.as_deref().unwrap_or("(nouser)")).text(database).text(replication).text(state);
+    fields.text(row.user.as_deref().unwrap_or("(nouser)")).text(database).text(row.replication.show()).text(state);
     fields.text(&row.addr).int4(row.port).text(&row.local_addr).int4(row.local_port);
 }
 
@@ -171,6 +166,7 @@ mod tests {
     use crate::admin::show::tests::{Value, rows, texts};
     use crate::admin::snapshot::Buffers;
     use crate::time::Micros;
+    use crate::wire::startup::Replication;
 
     fn pool(database: &str) -> Home {
         Home::Pool { database: database.into(), user: "app".into() }

@@ -43,6 +43,16 @@ impl Replication {
         }
     }
 
+    /// The word in the log.
+    #[must_use]
+    pub const fn log(self) -> &'static str {
+        match self {
+            Self::None => "no",
+            Self::Logical => "database",
+            Self::Physical => "yes",
+        }
+    }
+
     /// The word in SHOW.
     #[must_use]
     pub const fn show(self) -> &'static str {
