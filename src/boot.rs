@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::broker::Broker;
 use crate::cli::{self, Options};
 use crate::clock::Clock;
-use crate::config::{Config, effective};
+use crate::config::{Config, Settings, effective};
 use crate::id::WorkerId;
 use crate::log::{self, Fatal};
 use crate::net::listener::{self, ListenOptions, Listeners};
@@ -63,11 +63,7 @@ fn start(options: &Options) -> Result<(), Fatal> {
     }
     sys::user::refuse_root()?;
     // Only now, or a refused start as root would leave a file that belongs to root.
-    open_logfile(&config.settings.logfile)?;
-    // served on other addresses than those that were meant, clients would look in vain
-    if sys::service::passed_sockets() > 0 {
-        return Err(Fatal("sockets passed from the service manager are not supported by this build".to_owned()));
-    }
+    open_logs(&config.settings)?;
     let read = FilesRead { users: read_users(&config, &Users::new()), rules: read_rules(&config) };
     let settings = &config.settings;
     let port = u16::try_from(settings.listen_port).map_err(|_| bad_port(settings.listen_port))?;
@@ -103,9 +99,10 @@ fn apply_options(config: &mut Config, options: &Options) {
     log::set_verbose(verbosity(config));
 }
 
-fn open_logfile(path: &str) -> Result<(), Fatal> {
+fn open_logs(settings: &Settings) -> Result<(), Fatal> {
     use std::io::Write as _;
-    log::open_logfile(path).map_err(|line| {
+    log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, true);
+    log::open_logfile(&settings.logfile).map_err(|line| {
         let _ = std::io::stderr().write_all(line.as_bytes());
         Fatal(String::new())
     })

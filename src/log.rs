@@ -13,8 +13,8 @@ use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 use tracing::field::{Field, Visit};
@@ -26,6 +26,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 
 use crate::clock::Clock;
 use crate::sys;
+use crate::sys::syslog::{Journal, Severity, Syslog};
 
 /// Longest message in bytes; PgBouncer formats into a buffer of 2048.
 const MAX_MESSAGE_BYTES: usize = 2047;
@@ -38,6 +39,8 @@ static VERBOSE: AtomicU8 = AtomicU8::new(0);
 static STDERR: AtomicBool = AtomicBool::new(true);
 static STDERR_STUCK: AtomicBool = AtomicBool::new(false);
 static LOGFILE: RwLock<Option<Arc<File>>> = RwLock::new(None);
+static SYSLOG: RwLock<Option<Arc<Syslog>>> = RwLock::new(None);
+static JOURNAL: OnceLock<Option<Journal>> = OnceLock::new();
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
@@ -59,6 +62,7 @@ impl std::error::Error for Fatal {}
 pub fn init(quiet: bool, verbose: u8) {
     VERBOSE.store(verbose, Ordering::Relaxed);
     STDERR.store(!quiet, Ordering::Relaxed);
+    JOURNAL.get_or_init(Journal::behind_stderr);
     let subscriber = tracing_subscriber::registry().with(LineLayer);
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         tracing::callsite::rebuild_interest_cache();
@@ -105,6 +109,17 @@ pub fn reopen_logfile(path: &str) {
         Err(e) => {
             tracing::error!("Cannot open logfile: '{path}': {}, keeping the old one", sys::error_text(&e));
         }
+    }
+}
+
+/// Logs to syslog as well, or not. Another facility or identity counts from the next time it is opened: after it was off,
+/// or with `anew`.
+pub fn set_syslog(on: bool, facility: &str, ident: &str, anew: bool) {
+    let mut syslog = SYSLOG.write();
+    if !on {
+        *syslog = None;
+    } else if anew || syslog.is_none() {
+        *syslog = Some(Arc::new(Syslog::new(facility, ident)));
     }
 }
 
@@ -207,9 +222,10 @@ impl Scratch {
         self.stamp();
         // writing to a Vec cannot fail
         let _ = write!(self.line, "[{}] {word} ", std::process::id());
+        let text_at = self.line.len();
         push_safe(self.message.trim_end(), &mut self.line);
         self.line.push(b'\n');
-        emit(&self.line);
+        emit(&self.line, text_at, word, self.second);
     }
 
     /// Starts the line with the time, zone and a blank.
@@ -276,9 +292,30 @@ fn push_safe(text: &str, line: &mut Vec<u8>) {
     }
 }
 
-/// Writes one line to where lines go. Failures are nobody's business: there is no place left to report them.
-fn emit(line: &[u8]) {
-    if STDERR.load(Ordering::Relaxed) {
+/// How the daemons that collect lines number a level.
+fn severity(word: &str) -> Severity {
+    match word {
+        "FATAL" => Severity::Critical,
+        "ERROR" => Severity::Error,
+        "WARNING" => Severity::Warning,
+        "LOG" => Severity::Info,
+        _ => Severity::Debug,
+    }
+}
+
+/// Writes one line to where lines go; its text begins at `text_at`. Failures are nobody's business: there is no place left
+/// to report them.
+fn emit(line: &[u8], text_at: usize, word: &str, unix_secs: i64) {
+    let text = line[text_at..].trim_ascii_end();
+    let severity = severity(word);
+    let syslog = SYSLOG.read().clone();
+    if let Some(syslog) = syslog.filter(|_| severity != Severity::Debug) {
+        syslog.send(severity, unix_secs, text);
+    }
+    let journal = JOURNAL.get().and_then(Option::as_ref);
+    if let Some(journal) = journal.filter(|_| STDERR.load(Ordering::Relaxed)) {
+        journal.send(severity, text);
+    } else if STDERR.load(Ordering::Relaxed) {
         let stderr = io::stderr();
         let stuck = STDERR_STUCK.load(Ordering::Relaxed);
         let writable = sys::wait_writable(stderr.as_fd(), if stuck { 0 } else { STDERR_PATIENCE_MS });

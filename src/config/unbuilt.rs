@@ -47,8 +47,6 @@ const SETTINGS: &[(&str, &[&str])] = &[
     ("server_tls_key_file", &[]),
     ("server_tls_protocols", &[]),
     ("server_tls_sslmode", &["disable", "allow"]),
-    ("suspend_timeout", &[]),
-    ("syslog", &[]),
 ];
 
 impl Settings {

@@ -130,13 +130,19 @@ impl Supervisor {
         let Some(config) = load(Path::new(&path), Some(&self.live.config)) else {
             log_line(Level::Warning, "config file loading failed");
             // the one who rotates logs must not have to mend the configuration first
-            log::reopen_logfile(&self.live.config.settings.logfile);
+            self.reopen_logs();
             return false;
         };
         let read = FilesRead { users: read_users(&config, &self.live.users), rules: read_rules(&config) };
         self.put_in_force(config, Some(read));
-        log::reopen_logfile(&self.live.config.settings.logfile);
+        self.reopen_logs();
         true
+    }
+
+    fn reopen_logs(&self) {
+        let settings = &self.live.config.settings;
+        log::reopen_logfile(&settings.logfile);
+        log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, true);
     }
 
     /// Gives everybody the new configuration.
@@ -149,6 +155,7 @@ impl Supervisor {
         self.live = Arc::new(Live { config: config.clone(), users: users.clone(), hba });
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;
+        log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, false);
         self.listeners.retune(&tcp_options(settings), settings.tcp_defer_accept);
         for post in &self.shared.posts {
             post.send(Message::Live(self.live.clone()));

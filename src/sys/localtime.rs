@@ -17,14 +17,24 @@ pub struct Local {
 /// Breaks up seconds since 1970; zone rules are read from `TZ` or /etc/localtime at the first call.
 #[must_use]
 pub fn local(unix_secs: i64) -> Local {
+    let tm = broken_up(unix_secs);
+    Local { stamp: format(&tm, c"%Y-%m-%d %H:%M:%S"), zone: format(&tm, c"%Z") }
+}
+
+/// The time as it stands at the head of a syslog message.
+#[must_use]
+pub fn syslog_stamp(unix_secs: i64) -> String {
+    format(&broken_up(unix_secs), c"%b %e %H:%M:%S")
+}
+
+fn broken_up(unix_secs: i64) -> libc::tm {
     let mut tm = MaybeUninit::<libc::tm>::zeroed();
     // SAFETY: both pointers are valid for the call; the thread-safe variant writes nothing but `tm`.
-    let tm = unsafe {
+    unsafe {
         libc::localtime_r(&raw const unix_secs, tm.as_mut_ptr());
         // a zeroed tm is a valid value too, should the year not fit
         tm.assume_init()
-    };
-    Local { stamp: format(&tm, c"%Y-%m-%d %H:%M:%S"), zone: format(&tm, c"%Z") }
+    }
 }
 
 fn format(tm: &libc::tm, format: &CStr) -> String {
@@ -46,6 +56,9 @@ mod tests {
             let out = Command::new("date").args(["-d", &format!("@{secs}"), "+%Y-%m-%d %H:%M:%S|%Z"]).output().unwrap();
             let Local { stamp, zone } = local(secs);
             assert_eq!(format!("{stamp}|{zone}\n"), String::from_utf8_lossy(&out.stdout));
+            let short = ["-d", &format!("@{secs}"), "+%b %e %H:%M:%S"];
+            let out = Command::new("date").args(short).env("LC_ALL", "C").output().unwrap();
+            assert_eq!(syslog_stamp(secs) + "\n", String::from_utf8_lossy(&out.stdout));
         }
     }
 }

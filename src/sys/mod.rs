@@ -12,6 +12,7 @@ pub mod resolve;
 pub mod service;
 pub mod socket;
 pub mod user;
+pub mod syslog;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
