@@ -23,8 +23,10 @@ use crate::supervisor::Supervisor;
 use crate::supervisor::reload::{FilesRead, Users, load, read_rules, read_users, verbosity};
 use crate::sys;
 use crate::sys::pidfile::{self, Pidfile};
+use crate::takeover::{self, Takeover};
 use crate::worker::Worker;
 use crate::worker::accept::Acceptor;
+use crate::worker::inherit;
 use crate::worker::login::tokens;
 use crate::worker::open::tcp_options;
 use crate::worker::table::WAKER;
@@ -53,11 +55,10 @@ pub fn run(options: &Options) -> Result<(), NotStarted> {
 }
 
 fn start(options: &Options) -> Result<(), Fatal> {
+    // asked before anything else is opened, and before a fork changes who we are
+    let passed = sys::service::passed_sockets();
     let mut config = load(&options.config_file, None).ok_or_else(|| Fatal("cannot load config file".to_owned()))?;
     apply_options(&mut config, options);
-    if options.reboot {
-        return Err(Fatal("online restart (-R) is not supported by this build".to_owned()));
-    }
     if let Some(user) = config.settings.user.as_deref().filter(|user| !user.is_empty()) {
         sys::user::switch_user(user)?;
     }
@@ -67,23 +68,42 @@ fn start(options: &Options) -> Result<(), Fatal> {
     let read = FilesRead { users: read_users(&config, &Users::new()), rules: read_rules(&config) };
     let settings = &config.settings;
     let port = u16::try_from(settings.listen_port).map_err(|_| bad_port(settings.listen_port))?;
-    if !settings.unix_socket_dir.is_empty() {
-        listener::refuse_used_unix_socket(&settings.unix_socket_dir, port)?;
-    }
-    pidfile::check(&settings.pidfile)?;
+    let limit = sys::limits::raise_fd_limit();
+    let predecessor = predecessor(options, settings, port, passed > 0)?;
     if options.daemon {
         sys::daemon::daemonize(&settings.pidfile)?;
         log::silence_stderr();
     }
-    let limit = sys::limits::raise_fd_limit();
     tracing::info!("{}", limit.describe(settings.max_client_conn, expected_fds(&config, read.users.len())));
-    let listeners = listener::open(&listen_options(&config, port))?;
-    let pidfile = pidfile::write(&settings.pidfile)?;
-    let outcome = serve(config, read, listeners, port);
-    if let Some(pidfile) = pidfile {
-        Pidfile::remove(pidfile);
+    let listen = listen_options(&config, port);
+    let (listeners, predecessor) = match predecessor {
+        Some(mut old) if !old.listeners.is_empty() => {
+            let listeners = std::mem::take(&mut old.listeners);
+            listeners.retune(&listen.tcp, listen.tcp_defer_accept);
+            (listeners, Some(old))
+        }
+        old if passed > 0 => (listener::passed(passed, &listen, &Settings::default().unix_socket_dir)?, old),
+        old => (listener::open(&listen)?, old),
+    };
+    serve(config, read, listeners, port, predecessor)
+}
+
+/// Makes sure that nobody else runs, or takes over from whoever does.
+fn predecessor(options: &Options, settings: &Settings, port: u16, passed: bool) -> Result<Option<Takeover>, Fatal> {
+    if options.reboot {
+        tracing::warn!("Online restart is deprecated, use so_reuseport instead");
+        let dir = &settings.unix_socket_dir;
+        if passed && !dir.is_empty() && listener::refuse_used_unix_socket(dir, port).is_err() {
+            return Err(Fatal("cannot reboot under service manager".to_owned()));
+        }
+        if let Some(old) = takeover::begin(dir, port)? {
+            return Ok(Some(old));
+        }
+    } else if !settings.unix_socket_dir.is_empty() && !passed {
+        listener::refuse_used_unix_socket(&settings.unix_socket_dir, port)?;
     }
-    outcome
+    pidfile::check(&settings.pidfile)?;
+    Ok(None)
 }
 
 /// What the command line adds to the file.
@@ -139,7 +159,13 @@ fn listen_options(config: &Config, port: u16) -> ListenOptions {
 }
 
 /// Starts the workers and supervises them until the end.
-fn serve(config: Config, read: FilesRead, listeners: Listeners, port: u16) -> Result<(), Fatal> {
+fn serve(
+    config: Config,
+    read: FilesRead,
+    listeners: Listeners,
+    port: u16,
+    predecessor: Option<Takeover>,
+) -> Result<(), Fatal> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: std::io::Error| Fatal(format!("{what}: {}", sys::error_text(&error)))
@@ -181,8 +207,18 @@ fn serve(config: Config, read: FilesRead, listeners: Listeners, port: u16) -> Re
         .build()
         .map_err(failed("cannot start the supervisor"))?;
     let mut acceptor = Some(acceptor(&listeners).map_err(failed("cannot share a listener"))?);
-    for (id, poll) in (0..workers).zip(polls) {
-        let worker = Worker::new(id, shared.clone(), live.clone(), poll, acceptor.take());
+    let mut crew: Vec<Worker> = (0..workers)
+        .zip(polls)
+        .map(|(id, poll)| Worker::new(id, shared.clone(), live.clone(), poll, acceptor.take()))
+        .collect();
+    let pidfile_path = live.config.settings.pidfile.clone();
+    if let Some(mut old) = predecessor {
+        let (sockets, state) = (std::mem::take(&mut old.sockets), std::mem::take(&mut old.state));
+        inherit::distribute(&mut crew, &shared, sockets, &state);
+        old.finish(&pidfile_path)?;
+    }
+    let pidfile = pidfile::write(&pidfile_path)?;
+    for (id, worker) in crew.into_iter().enumerate() {
         std::thread::Builder::new()
             .name(format!("worker {id}"))
             .stack_size(WORKER_STACK_BYTES)
@@ -192,12 +228,17 @@ fn serve(config: Config, read: FilesRead, listeners: Listeners, port: u16) -> Re
     tracing::info!("{}", cli::process_up());
     sys::service::notify(sys::service::READY);
     let supervisor = Supervisor::new(shared, live, listeners);
-    let ended = runtime.block_on(supervisor.run(request_queue, job_queue)).map_err(failed("cannot receive signals"))?;
+    let ended = runtime.block_on(supervisor.run(request_queue, job_queue)).map_err(failed("cannot receive signals"));
+    if let Some(pidfile) = pidfile {
+        Pidfile::remove(pidfile);
+    }
+    let ended = ended?;
     if let Some(unix) = ended.unix {
         unix.unlink();
     }
     runtime.shutdown_background();
-    Ok(())
+    // what there was to say has been logged
+    if ended.failed { Err(Fatal(String::new())) } else { Ok(()) }
 }
 
 fn worker_count(config: &Config) -> WorkerId {

@@ -27,4 +27,5 @@ pub mod net;
 pub mod shared;
 pub mod supervisor;
 pub mod sys;
+pub mod takeover;
 pub mod worker;

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
 use crate::admin::command::Rights;
+use crate::admin::handover::StateRow;
 use crate::admin::snapshot::SocketRow;
 use crate::auth::choice::Outside;
 use crate::auth::scram::{Derivation, SaltedKeys, ScramKeys, Verifier};
@@ -26,6 +28,7 @@ use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
 use crate::net::stream::Socket;
 use crate::pool::{LaunchKind, PoolInfo, TestQuery};
+use crate::relay::handover::Known;
 use crate::relay::prepared::Statements;
 use crate::relay::vars::{TrackedNames, Vars};
 use crate::stats::Counters;
@@ -146,6 +149,26 @@ pub struct Accepted {
     pub peer: PeerAddr,
 }
 
+/// What SUSPEND makes of a worker's sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    #[default]
+    Off,
+    /// Nothing is accepted, and sockets are read no further than to the end of a message.
+    Draining(Patience),
+    /// Nothing is read.
+    Frozen(Patience),
+}
+
+/// Whom a SUSPEND has to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Everybody who is at the end of a message can be handed over.
+    Plain,
+    /// The successor understands the rest as well: who waits for a server, and answers that are not passed on.
+    Short,
+}
+
 /// What a worker is told.
 pub enum Message {
     Accepted(Accepted),
@@ -225,6 +248,13 @@ pub enum Message {
         client: ClientRef,
         bytes: Vec<u8>,
     },
+    /// The answer to SHOW FDS for a successor: each piece with its descriptor, if it has one.
+    ConsolePieces {
+        client: ClientRef,
+        pieces: Vec<(Vec<u8>, Option<RawFd>)>,
+    },
+    /// What a successor has to know of this worker's sockets.
+    HandOver(oneshot::Sender<HandedOver>),
     /// KILL_CLIENT: answers whether the client was here.
     Kill {
         id: u64,
@@ -232,6 +262,19 @@ pub enum Message {
     },
     /// Close the TCP listeners.
     StopTcp,
+    /// SUSPEND: read and accept no more, or again.
+    Hold(Hold),
+    /// How many of its clients are not at rest; those whom a turn may bring there get one.
+    Restless(oneshot::Sender<usize>),
+    /// SUSPEND has taken too long: whoever is not at rest is closed.
+    SuspendTimeout,
+}
+
+/// The state of sockets for a successor, and the statements it speaks of.
+#[derive(Debug, Default)]
+pub struct HandedOver {
+    pub rows: Vec<StateRow>,
+    pub statements: Known,
 }
 
 /// A console command on its way to the supervisor.
@@ -240,6 +283,8 @@ pub struct ConsoleCommand {
     pub client: ClientRef,
     pub query: Vec<u8>,
     pub rights: Rights,
+    /// Opened over the Unix socket by a process of our own user, under the console's own name: it may take descriptors.
+    pub own: bool,
     /// What log lines about this connection begin with.
     pub prefix: String,
 }
@@ -265,6 +310,8 @@ pub enum Request {
     },
     /// A wait of the console may be over.
     Drained,
+    /// A console has left.
+    ConsoleLeft,
     /// Somebody cancelled a console command; `waiting` if one was under way.
     CancelConsole {
         waiting: bool,

@@ -455,7 +455,11 @@ impl World {
             }
             8 => self.pools.kill(all_or_one, now),
             9 => self.pools.reconnect(all_or_one, now),
-            10 => self.pools.suspend(now),
+            10 => self.pools.suspend(now).map(|()| {
+                if self.dice.one_in(2) {
+                    self.pools.freeze();
+                }
+            }),
             _ => {
                 self.config = Arc::new(config_of(&mut self.dice));
                 self.pools.configure(Arc::clone(&self.config), now);

@@ -35,6 +35,8 @@ pub enum Command {
     /// By the `id` column of SHOW CLIENTS; see [`super::snapshot::shown_id`].
     KillClient(u64),
     Suspend,
+    /// What a successor has to know beyond SHOW FDS; see [`super::handover`].
+    Handover,
     Shutdown(Shutdown),
     WaitClose(Option<String>),
 }
@@ -195,7 +197,7 @@ impl From<Refusal> for Fault {
 type Build = fn(Option<String>) -> Result<Command, Fault>;
 
 /// Every command but SET, which has a grammar of its own; whether stats users may try it; how its argument is read.
-const COMMANDS: [(&str, Rights, Build); 14] = [
+const COMMANDS: [(&str, Rights, Build); 15] = [
     ("show", Rights::Stats, show),
     ("select", Rights::Stats, show),
     ("reload", Rights::Admin, |argument| none(argument, Command::Reload)),
@@ -207,6 +209,7 @@ const COMMANDS: [(&str, Rights, Build); 14] = [
     ("kill", Rights::Admin, |argument| Ok(Command::Kill(argument))),
     ("kill_client", Rights::Admin, |argument| Ok(Command::KillClient(client_id(argument.as_deref())?))),
     ("suspend", Rights::Admin, |argument| none(argument, Command::Suspend)),
+    ("handover", Rights::Admin, |argument| none(argument, Command::Handover)),
     ("shutdown", Rights::Admin, shutdown),
     ("wait_close", Rights::Admin, |argument| Ok(Command::WaitClose(argument))),
     // reached only without a value: with one it is the other form
@@ -269,6 +272,7 @@ impl Command {
             Self::Kill(_) => "KILL",
             Self::KillClient(_) => "KILL_CLIENT",
             Self::Suspend => "SUSPEND",
+            Self::Handover => "HANDOVER",
             Self::Shutdown(_) => "SHUTDOWN",
             Self::WaitClose(_) => "WAIT_CLOSE",
         };
@@ -279,7 +283,12 @@ impl Command {
     #[must_use]
     pub fn log_line(&self) -> Option<String> {
         match self {
-            Self::Show(_) | Self::ShowFake(_) | Self::Set { .. } | Self::SetFake(_) | Self::KillClient(_) => None,
+            Self::Show(_)
+            | Self::ShowFake(_)
+            | Self::Set { .. }
+            | Self::SetFake(_)
+            | Self::KillClient(_)
+            | Self::Handover => None,
             Self::Disable(database) | Self::Enable(database) => {
                 Some(format!("{} '{database}' command issued", self.tag()))
             }

@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod grammar;
+pub mod handover;
 pub mod refusal;
 pub mod reply;
 pub mod show;

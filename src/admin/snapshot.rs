@@ -177,9 +177,13 @@ pub struct Handover {
     pub std_strings: Option<String>,
     pub datestyle: Option<String>,
     pub timezone: Option<String>,
+    /// Client and server key of the SCRAM login with which the pool's servers are logged in.
+    pub scram_keys: Option<(Vec<u8>, Vec<u8>)>,
+    /// The secret of a user who is in no file.
+    pub password: Option<String>,
 }
 
-/// Without the cancel key.
+/// Without the secrets.
 impl std::fmt::Debug for Handover {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Handover").field("fd", &self.fd).finish_non_exhaustive()

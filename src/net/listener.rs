@@ -7,7 +7,7 @@
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -17,10 +17,14 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::log::Fatal;
+use crate::sys::descriptors::came_with_the_process;
 use crate::sys::error_text;
 use crate::sys::resolve;
 use crate::sys::socket::set_tcp_defer_accept;
 use crate::sys::user::find_group;
+
+/// The number of the first descriptor that a service manager passes.
+const FIRST_PASSED: i32 = 3;
 
 /// The settings `tcp_*` that concern each connection; zero leaves the system's default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +135,31 @@ fn someone_answers(path: &Path) -> bool {
         Ok(()) => true,
         Err(e) => e.kind() == io::ErrorKind::WouldBlock,
     }
+}
+
+/// Takes the sockets that the service manager has passed, as many as `count`. They replace all that the settings ask for.
+///
+/// # Errors
+/// FATAL texts.
+pub fn passed(count: usize, options: &ListenOptions, default_unix_socket_dir: &str) -> Result<Listeners, Fatal> {
+    if !options.listen_addr.is_empty() {
+        tracing::warn!("sockets passed from service manager, cf_listen_addr ignored");
+    }
+    if options.unix_socket_dir != default_unix_socket_dir {
+        tracing::warn!("sockets passed from service manager, cf_unix_socket_dir ignored");
+    }
+    let mut listeners = Listeners::default();
+    for fd in (FIRST_PASSED..).take(count) {
+        let failed = || Fatal(format!("failed to set up socket passed from service manager (fd {fd})"));
+        let socket = came_with_the_process(fd).ok_or_else(failed)?;
+        listeners.adopt(socket, Path::new("")).map_err(|e| {
+            tracing::error!("socket passed from service manager (fd {fd}): {}", error_text(&e));
+            failed()
+        })?;
+        tracing::info!("socket passed from service manager (fd {fd})");
+    }
+    listeners.retune(&options.tcp, options.tcp_defer_accept);
+    Ok(listeners)
 }
 
 /// Opens everything the settings ask for.
@@ -258,6 +287,32 @@ fn grant_rights(path: &Path, options: &ListenOptions) -> Result<(), Fatal> {
 }
 
 impl Listeners {
+    /// Takes in a listening socket of another process. `unix_path` is where that process has its Unix socket.
+    ///
+    /// # Errors
+    /// It is no listening socket of a kind we know.
+    pub fn adopt(&mut self, fd: OwnedFd, unix_path: &Path) -> io::Result<()> {
+        let socket = Socket::from(fd);
+        if !socket.is_listener()? {
+            return Err(io::Error::from_raw_os_error(nix::libc::EINVAL));
+        }
+        socket.set_nonblocking(true)?;
+        if let Some(addr) = socket.local_addr()?.as_socket() {
+            self.tcp.push(TcpSocket { socket: socket.into(), addr });
+        } else if self.unix.is_some() {
+            return Err(io::Error::other("there is a Unix socket already"));
+        } else {
+            let identity = fs::symlink_metadata(unix_path).map(|m| (m.dev(), m.ino())).ok();
+            self.unix = Some(UnixSocket { socket: socket.into(), path: unix_path.to_owned(), identity });
+        }
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.unix.is_none()
+    }
+
     /// Applies changed `tcp_*` settings to what is accepted from now on.
     pub fn retune(&self, tcp: &TcpOptions, defer_accept: bool) {
         for listener in &self.tcp {

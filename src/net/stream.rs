@@ -187,6 +187,11 @@ impl Stream {
         self.closing = true;
     }
 
+    /// Something may have come that nobody was told of.
+    pub const fn look_again(&mut self) {
+        self.readable = true;
+    }
+
     /// Takes the socket out of the poller, before it is closed.
     pub fn retire(&mut self, registry: &Registry) {
         let _ = registry.deregister(self.socket.source());

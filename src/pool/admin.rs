@@ -37,6 +37,7 @@ impl<S, R: Clone> Pools<S, R> {
 
     fn start_pause(&mut self) {
         self.pause = PauseMode::Paused;
+        self.frozen = false;
         for pool in self.pool_ids() {
             self.drain(pool);
         }
@@ -77,11 +78,12 @@ impl<S, R: Clone> Pools<S, R> {
             return Err("pooler is shutting down".into());
         }
         self.pause = PauseMode::None;
+        self.frozen = false;
         self.serve_all(now);
         Ok(())
     }
 
-    /// SUSPEND, as far as pools go: nothing is handed out, opened or swept; tested and used servers are closed.
+    /// SUSPEND begins: nothing is swept any more, but whoever waits is still served, for only then is he at rest.
     ///
     /// # Errors
     /// Paused or suspended already, or an entry is paused.
@@ -93,16 +95,52 @@ impl<S, R: Clone> Pools<S, R> {
             return Err("cannot suspend with paused databases".into());
         }
         self.pause = PauseMode::Suspended;
+        Ok(())
+    }
+
+    /// All clients are at rest: nothing is handed out or opened any more, and what nobody is linked to and is not idle is
+    /// closed. Done when `is_settled`. Does nothing unless suspended.
+    pub fn freeze(&mut self) {
+        if self.pause != PauseMode::Suspended {
+            return;
+        }
+        self.frozen = true;
         let unsafe_ones: Vec<ServerId> = self
             .servers
             .iter()
-            .filter(|(_, server)| matches!(server.state, ServerState::Used | ServerState::Tested))
+            .filter(|(_, server)| match server.state {
+                ServerState::Used | ServerState::Tested => true,
+                ServerState::New => server.kind == LaunchKind::Login,
+                _ => false,
+            })
             .map(|(id, _)| id)
             .collect();
         for id in unsafe_ones {
             self.close_unlinked(id, "close unsafe file descriptors on suspend".into());
         }
-        Ok(())
+    }
+
+    /// Somebody was not at rest after all.
+    pub fn thaw(&mut self, now: Micros) {
+        if std::mem::replace(&mut self.frozen, false) {
+            self.serve_all(now);
+        }
+    }
+
+    /// Every server is idle, or linked to a client that knows it.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.servers.iter().all(|(_, server)| match server.state {
+            ServerState::Idle => true,
+            ServerState::Active => server.slot.is_none(),
+            _ => false,
+        })
+    }
+
+    /// Does anybody wait for a server of this pool?
+    #[must_use]
+    pub fn has_waiters(&self, pool: PoolId) -> bool {
+        self.pools.get(pool).is_some_and(|pool| !pool.waiting.is_empty() || !pool.replicating.is_empty())
     }
 
     /// SHUTDOWN in one of its waiting modes.
@@ -117,6 +155,7 @@ impl<S, R: Clone> Pools<S, R> {
         } else if before == ShutdownMode::WaitForServers {
             // clients that are waited for need servers
             self.pause = PauseMode::None;
+            self.frozen = false;
             self.serve_all(now);
         }
     }

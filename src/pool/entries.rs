@@ -242,6 +242,17 @@ impl<S, R: Clone> Pools<S, R> {
         self.reap(pool);
     }
 
+    /// The mode of a pool.
+    #[must_use]
+    pub fn pool_mode(&self, pool: PoolId) -> Option<PoolMode> {
+        self.pools.get(pool).map(|pool| pool.sizes.mode)
+    }
+
+    /// The pool of an entry and a pool user.
+    pub fn pool_named(&mut self, db: DbId, user: &str, now: Micros) -> Option<PoolId> {
+        self.auth_pool(db, user, now)
+    }
+
     /// The pool in which users of other entries are looked up: (auth entry, auth_user).
     pub fn auth_pool(&mut self, db: DbId, user: &str, now: Micros) -> Option<PoolId> {
         let entry = self.entries.get_mut(db).filter(|entry| !entry.removed)?;

@@ -1,8 +1,9 @@
 //! When a new connection is opened, and what becomes of the attempt.
 
-use super::api::{Action, FailureKind, LaunchKind, LoginFailure, Released};
+use super::api::{Action, Address, FailureKind, LaunchKind, LoginFailure, Released};
+use super::list::End;
 use super::slot::ServerState;
-use super::{Origin, PauseMode, Pools};
+use super::{Origin, Pools};
 use crate::config::Level;
 use crate::disconnect::Disconnect;
 use crate::id::{PoolId, ServerId, WorkerId};
@@ -37,7 +38,7 @@ impl<S, R: Clone> Pools<S, R> {
         let pool = &self.pools[id];
         let retry = self.config.settings.server_login_retry;
         if pool.dying
-            || self.pause == PauseMode::Suspended
+            || self.frozen
             || pool.count(ServerState::New) > 0
             || (pool.connect_failed && now.since(pool.last_launch) < retry)
         {
@@ -133,6 +134,40 @@ impl<S, R: Clone> Pools<S, R> {
         // the next one in line may open the next one
         self.serve(id, now);
         released
+    }
+
+    /// A connection that a predecessor had opened; `link_inherited` or `park_inherited` says what it is doing.
+    pub fn inherit(&mut self, pool: PoolId, home: WorkerId, address: Option<Address>, now: Micros) -> ServerId {
+        let server = self.enlist(pool, LaunchKind::Login, home, now);
+        self.servers[server].address = address;
+        server
+    }
+
+    /// An inherited connection is linked to a client at its home.
+    pub fn link_inherited(&mut self, server: ServerId) {
+        let home = self.servers[server].home;
+        self.move_to(server, ServerState::Active, home, End::Back);
+    }
+
+    /// An inherited connection is a replication client's own.
+    pub fn inherit_replication(&mut self, server: ServerId) {
+        if let Some(server) = self.servers.get_mut(server) {
+            server.replication = true;
+        }
+    }
+
+    /// An inherited connection is idle.
+    pub fn park_inherited(&mut self, server: ServerId, conn: S, now: Micros) {
+        if self.servers.contains(server) {
+            let _ = self.make_idle(server, conn, now);
+        }
+    }
+
+    /// The login reply that a predecessor had for a pool.
+    pub fn inherit_reply(&mut self, pool: PoolId, reply: R) {
+        if let Some(pool) = self.pools.get_mut(pool) {
+            pool.reply.get_or_insert(reply);
+        }
     }
 
     /// A connection in state new came to nothing.

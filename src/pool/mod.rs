@@ -69,6 +69,8 @@ pub struct Pools<S, R> {
     cancel_ids: BTreeMap<ClientRef, CancelId>,
     actions: VecDeque<Action<S>>,
     pause: PauseMode,
+    /// SUSPEND has got so far that nothing is handed out or opened any more.
+    frozen: bool,
     shutdown: ShutdownMode,
     /// Connections of all pools but those of peers.
     connections: usize,
@@ -104,6 +106,7 @@ impl<S, R: Clone> Pools<S, R> {
             cancel_ids: BTreeMap::new(),
             actions: VecDeque::new(),
             pause: PauseMode::None,
+            frozen: false,
             shutdown: ShutdownMode::None,
             connections: 0,
             console_clients: 0,

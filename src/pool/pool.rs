@@ -267,9 +267,9 @@ impl<S, R: Clone> Pools<S, R> {
         lists.get(usize::from(home)).and_then(List::first).or_else(|| firsts.max_by_key(stamp))
     }
 
-    /// Hands out nothing: neither paused nor suspended, and not on its way out.
+    /// Hands out nothing: paused, frozen, or on its way out.
     pub(super) fn is_held(&self, pool: PoolId) -> bool {
         let pool = &self.pools[pool];
-        self.pause != super::PauseMode::None || self.entries[pool.db].paused || pool.dying
+        self.pause == super::PauseMode::Paused || self.frozen || self.entries[pool.db].paused || pool.dying
     }
 }

@@ -551,6 +551,28 @@ fn console_s6_pause_closes_what_is_unlinked_and_waits_for_the_rest() {
 }
 
 #[test]
+fn console_s6_suspend_serves_who_waits_and_then_hands_out_nothing() {
+    let mut bench = Bench::new(|c| c.settings.default_pool_size = 1);
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 1)[0];
+    let ticket = bench.queue((client(1, 0), pool));
+    assert_eq!(bench.pools.suspend(bench.now), Ok(()));
+    assert!(bench.pools.has_waiters(pool));
+    assert_eq!(bench.release(held, 0), Released::Kept);
+    assert!(!bench.pools.is_settled(), "the server is in a slot");
+    let Collected::Granted(grant) = bench.pools.collect(ticket) else { panic!("the waiter is served") };
+    bench.pools.freeze();
+    assert!(bench.pools.is_settled());
+    bench.release((grant.server, grant.conn), 0);
+    let late = bench.queue((client(2, 0), pool));
+    assert_eq!(bench.pools.collect(late), Collected::Waiting);
+    bench.pools.tick(bench.now);
+    assert_eq!(bench.pools.collect(late), Collected::Waiting);
+    assert_eq!(bench.pools.resume_all(bench.now), Ok(()));
+    assert!(matches!(bench.pools.collect(late), Collected::Granted(_)));
+}
+
+#[test]
 fn console_s6_errors() {
     let mut bench = Bench::new(|_| {});
     let now = bench.now;

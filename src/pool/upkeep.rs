@@ -14,10 +14,10 @@ use crate::id::{DbId, PoolId, ServerId};
 use crate::time::Micros;
 
 impl<S, R: Clone> Pools<S, R> {
-    /// Call it three times a second. While suspended it does nothing.
+    /// Call it three times a second. While suspended it only sees to those who still wait.
     pub fn tick(&mut self, now: Micros) {
         if self.pause == PauseMode::Suspended {
-            return;
+            return self.serve_all(now);
         }
         self.make_forced_pools(now);
         let mut pools = std::mem::take(&mut self.pool_scratch);

@@ -127,7 +127,7 @@ impl Downstream<'_, '_> {
             | be::PARAMETER_DESCRIPTION
             | be::FUNCTION_CALL_RESPONSE => {
                 let give = give.ok_or_else(no_owner)?;
-                Ok(linked && give == Give::Forward)
+                Ok(linked && self.goes_on(give, tag, bytes))
             }
             be::NO_DATA
             | be::PARSE_COMPLETE
@@ -139,12 +139,12 @@ impl Downstream<'_, '_> {
                     return Err(Disconnect::fatal("bad pkt header"));
                 }
                 let give = give.ok_or_else(no_owner)?;
-                Ok(linked && give == Give::Forward)
+                Ok(linked && self.goes_on(give, tag, bytes))
             }
             be::COMMAND_COMPLETE => {
                 let give = give.ok_or_else(no_owner)?;
                 self.command_complete(&bytes[HEADER_LEN..]);
-                Ok(linked && give == Give::Forward)
+                Ok(linked && self.goes_on(give, tag, bytes))
             }
             be::READY_FOR_QUERY => self.ready_for_query(bytes),
             be::ERROR_RESPONSE => self.error(bytes),
@@ -157,6 +157,30 @@ impl Downstream<'_, '_> {
             be::NOTIFICATION_RESPONSE => Ok(linked),
             _ => Err(Disconnect::fatal("unknown pkt")),
         }
+    }
+
+    #[inline]
+    fn goes_on(&mut self, give: Give, tag: u8, bytes: &[u8]) -> bool {
+        match give {
+            Give::Forward => true,
+            Give::Skip | Give::Fake => false,
+            Give::Inherited => self.inherited_goes_on(tag, bytes),
+        }
+    }
+
+    /// Everything goes to the client until the answer to our own question comes.
+    #[cold]
+    fn inherited_goes_on(&mut self, tag: u8, bytes: &[u8]) -> bool {
+        const COLUMN_AT: usize = HEADER_LEN + 2;
+        let Some(inherited) = &mut self.server.inherited else { return true };
+        let question = &inherited.question;
+        let column = bytes.get(COLUMN_AT..).and_then(split_cstr).map(|(name, _)| name);
+        if tag != be::ROW_DESCRIPTION || question.is_empty() || column != Some(question) {
+            return true;
+        }
+        inherited.over = true;
+        self.server.outstanding.inherited_is_over();
+        false
     }
 
     /// The end of a message: the queue moves on, and invented answers that are due now are given.
@@ -208,7 +232,7 @@ impl Downstream<'_, '_> {
         }
         let tx = TxStatus::from_byte(status).ok_or_else(|| Disconnect::fatal("bad pkt header"))?;
         let completed = self.server.outstanding.ready().map_err(|_| no_owner())?;
-        let forward = self.client.is_some() && completed.give == Give::Forward;
+        let forward = self.client.is_some() && matches!(completed.give, Give::Forward | Give::Inherited);
         for undo in completed.undos {
             undo.apply(&mut self.server.statements, self.client.as_mut().and_then(|client| client.names_mut()));
         }

@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod downstream;
+pub mod handover;
 pub mod link;
 pub mod out;
 pub mod outstanding;

@@ -26,6 +26,8 @@ pub enum Request {
     Sync,
     /// CopyDone or CopyFail. It ends the copy-in before it; outside of one the server ignores it, and never answers it.
     CopyDone,
+    /// Whatever a predecessor had asked for when it handed the connection over: nobody can tell what, or how much.
+    Inherited,
 }
 
 impl Request {
@@ -41,6 +43,8 @@ pub enum Give {
     Forward,
     Skip,
     Fake,
+    /// To the client, unless it is the answer to the question that ends an [`Request::Inherited`].
+    Inherited,
 }
 
 /// One expected answer.
@@ -134,6 +138,62 @@ impl Outstanding {
         self.queue.iter().any(|entry| entry.request == Request::CopyDone)
     }
 
+    /// True if every answer owed goes to the client as it comes.
+    #[must_use]
+    pub fn all_forwarded(&self) -> bool {
+        self.queue.iter().all(|entry| matches!(entry.give, Give::Forward | Give::Inherited))
+    }
+
+    /// The queue of a connection whose predecessor may have asked for anything.
+    #[must_use]
+    pub fn inherited() -> Self {
+        let mut queue = Self::default();
+        queue.push(Request::Inherited, Give::Inherited);
+        queue
+    }
+
+    /// True while nobody can tell what of the predecessor's is still to be answered.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.queue.front().is_some_and(|head| head.request == Request::Inherited)
+    }
+
+    /// True if the server is not in the middle of a batch of which we know.
+    #[must_use]
+    pub fn is_inherited_alone(&self) -> bool {
+        self.is_inherited() && self.queue.len() == 1
+    }
+
+    /// The answer to our own question has come: everything older has been answered.
+    pub fn inherited_is_over(&mut self) {
+        if self.is_inherited() {
+            self.queue.pop_front();
+        }
+    }
+
+    /// ReadyForQuery while the head is inherited: what we know of may have been answered or not, and is covered by the head
+    /// in any case. A batch that is still open stays, so that nothing is put into its middle; and so do our own question, once
+    /// asked, and what comes after it.
+    fn ready_inherited(&mut self) {
+        let closes = |entry: &Expected| matches!(entry.request, Request::Query | Request::FunctionCall | Request::Sync);
+        let question = self.queue.iter().position(|entry| entry.give == Give::Skip).unwrap_or(self.queue.len());
+        if let Some(last) = self.queue.range(..question).rposition(closes) {
+            self.queue.drain(1..=last);
+        }
+    }
+
+    /// Whether the server skips to a Sync, and the queue, for a successor.
+    #[must_use]
+    pub fn parts(&self) -> (bool, &VecDeque<Expected>) {
+        (self.skipping, &self.queue)
+    }
+
+    /// The queue of a predecessor.
+    #[must_use]
+    pub fn from_parts(skipping: bool, queue: impl IntoIterator<Item = Expected>) -> Self {
+        Self { skipping, queue: queue.into_iter().collect() }
+    }
+
     /// Entries with something to undo, oldest first.
     pub fn undos(&self) -> impl Iterator<Item = &Undo> {
         self.queue.iter().filter_map(|entry| entry.undo.as_deref())
@@ -159,9 +219,11 @@ impl Outstanding {
     #[inline]
     pub fn answered(&mut self, request: Request) -> Result<(), NoOwner> {
         match self.queue.front() {
-            Some(head) if self.skipping || head.request != request => {
-                if head.request == Request::Query && request == Request::Describe { Ok(()) } else { Err(NoOwner) }
-            }
+            Some(head) if self.skipping || head.request != request => match head.request {
+                Request::Inherited => Ok(()),
+                Request::Query if request == Request::Describe => Ok(()),
+                _ => Err(NoOwner),
+            },
             Some(_) => {
                 self.queue.pop_front();
                 self.drop_ignored();
@@ -178,6 +240,9 @@ impl Outstanding {
     /// [`NoOwner`] if nobody asked.
     pub fn command_complete(&mut self, copying: bool) -> Result<(), NoOwner> {
         let head = self.queue.front().map(|entry| entry.request);
+        if head == Some(Request::Inherited) {
+            return Ok(());
+        }
         if self.skipping || !matches!(head, Some(Request::Execute | Request::Query)) {
             return Err(NoOwner);
         }
@@ -194,6 +259,9 @@ impl Outstanding {
     /// ErrorResponse. Returns what a failed copy-in took along, for undoing.
     pub fn error(&mut self, copying: bool) -> Vec<Undo> {
         let Some(head) = self.queue.front().map(|entry| entry.request) else { return Vec::new() };
+        if head == Request::Inherited {
+            return Vec::new();
+        }
         if matches!(head, Request::Query | Request::FunctionCall) {
             if copying && let Some(done) = self.queue.iter().position(|entry| entry.request == Request::CopyDone) {
                 return undo_of(self.queue.drain(1..=done));
@@ -218,6 +286,10 @@ impl Outstanding {
     pub fn ready(&mut self) -> Result<Completed, NoOwner> {
         if !self.skipping {
             let head = self.queue.front().ok_or(NoOwner)?;
+            if head.request == Request::Inherited {
+                self.ready_inherited();
+                return Ok(Completed { give: Give::Inherited, undos: Vec::new() });
+            }
             if !head.request.is_ended_by_ready() {
                 return Err(NoOwner);
             }
@@ -344,6 +416,30 @@ mod tests {
         assert!(q.is_empty());
         q.push_copy_done();
         assert!(q.is_empty());
+    }
+
+    #[test]
+    fn an_inherited_connection_may_say_anything_until_it_is_asked() {
+        let mut q = Outstanding::inherited();
+        assert_eq!(q.answered(Request::Bind), Ok(()));
+        assert_eq!(q.command_complete(false), Ok(()));
+        assert!(q.error(false).is_empty() && q.ready().expect("whose it is").undos.is_empty());
+        assert_eq!(q.give(), Some(Give::Inherited));
+        for request in [Request::Query, Request::Parse, Request::Sync, Request::Bind] {
+            q.push(request, Give::Forward);
+        }
+        q.ready().expect("anybody's");
+        assert!(!q.is_inherited_alone(), "a batch is open");
+        q.push(Request::Sync, Give::Forward);
+        q.ready().expect("anybody's");
+        assert!(q.is_inherited_alone());
+        q.push(Request::Query, Give::Skip);
+        q.push(Request::Query, Give::Forward);
+        q.ready().expect("of a pipelined query");
+        q.inherited_is_over();
+        assert_eq!(q.give(), Some(Give::Skip));
+        q.ready().expect("our question");
+        assert_eq!(q.give(), Some(Give::Forward));
     }
 
     #[test]

@@ -57,6 +57,17 @@ impl Statements {
         statement
     }
 
+    /// Makes a statement with the number it has at servers already. `None` if the same content is known by another one.
+    pub fn adopt(&mut self, number: u64, tail: &[u8]) -> Option<Arc<Statement>> {
+        if let Some(known) = self.by_content.get(tail).and_then(Weak::upgrade) {
+            return (known.number == number).then_some(known);
+        }
+        let last = std::mem::replace(&mut self.last_number, number.checked_sub(1)?);
+        let statement = self.intern(tail);
+        self.last_number = self.last_number.max(last);
+        Some(statement)
+    }
+
     /// Drops what nobody uses any more, each time the table has doubled.
     fn sweep(&mut self) {
         if self.by_content.len() >= self.sweep_at.max(64) {
@@ -88,6 +99,10 @@ impl ClientNames {
 
     pub fn clear(&mut self) {
         self.names.clear();
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Arc<Statement>)> {
+        self.names.iter().map(|(name, statement)| (&**name, statement))
     }
 
     #[must_use]
@@ -157,6 +172,14 @@ impl ServerStatements {
         self.order.clear();
     }
 
+    /// All statements, the least recently used one first.
+    pub fn oldest_first(&self) -> impl Iterator<Item = &Arc<Statement>> {
+        let current = |(number, stamp): &(u64, u64)| {
+            self.by_number.get(number).filter(|(last, _)| last == stamp).map(|(_, statement)| statement)
+        };
+        self.order.iter().filter_map(current)
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_number.len()
@@ -204,6 +227,12 @@ impl Undo {
     /// The statement that this is about.
     #[must_use]
     pub fn statement(&self) -> &Statement {
+        self.shared()
+    }
+
+    /// The same, to be held.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Statement> {
         match self {
             Self::Named { statement, .. }
             | Self::Injected { statement }

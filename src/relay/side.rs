@@ -126,6 +126,18 @@ pub struct ServerSide {
     pub setting_vars: bool,
     pub vars: Vars,
     pub statements: ServerStatements,
+    /// Set while a predecessor's requests may be unanswered: the column by which the answer to our question is known, once
+    /// it was asked.
+    pub inherited: Option<Box<Inherited>>,
+}
+
+/// A server connection taken over in the middle of something.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// The name of the only column in the answer to our question; empty before it was asked.
+    pub question: Vec<u8>,
+    /// It was answered: from here on every answer has its owner.
+    pub over: bool,
 }
 
 impl ServerSide {
@@ -143,6 +155,19 @@ impl ServerSide {
             setting_vars: false,
             vars,
             statements: ServerStatements::default(),
+            inherited: None,
+        }
+    }
+
+    /// A server that a predecessor handed over linked: what it is doing is not known.
+    #[must_use]
+    pub fn inherited(vars: Vars) -> Self {
+        Self {
+            outstanding: Outstanding::inherited(),
+            tx: TxStatus::InTransaction,
+            ready: false,
+            inherited: Some(Box::default()),
+            ..Self::new(vars)
         }
     }
 

@@ -32,6 +32,12 @@ impl Supervisor {
         let client = command.client;
         let parsed = Command::parse(&command.query, command.rights);
         let done = match parsed {
+            Ok(Command::Show(Topic::Fds)) if command.own => {
+                self.send_descriptors(client, &self.fd_rows().await);
+                Ok(Done::Nothing)
+            }
+            Ok(Command::Handover) if command.own => Ok(Done::Bytes(self.hand_over(client).await)),
+            Ok(Command::Handover) => Err(Refusal::InvalidCommand(command.query.clone())),
             Ok(parsed) => self.run_command(client, parsed).await,
             Err(refusal) => Err(refusal),
         };
@@ -98,7 +104,7 @@ impl Supervisor {
                 Ok(false) => Ok(Done::Later(PendingKind::PauseEntry)),
                 Err(text) => Err(Refusal::Pools(text)),
             },
-            Command::Resume(None) => pools(self.pools(|broker| broker.pools.resume_all(now))),
+            Command::Resume(None) => pools(self.resume()),
             Command::Resume(Some(db)) => pools(self.pools(|broker| broker.pools.resume_db(&db, now))),
             Command::Disable(db) => pools(self.pools(|broker| broker.pools.disable_db(Some(&db), now))),
             Command::Enable(db) => pools(self.pools(|broker| broker.pools.enable_db(Some(&db), now))),
@@ -113,7 +119,11 @@ impl Supervisor {
                 Ok(Some(scope)) => Ok(Done::Later(PendingKind::WaitClose(scope))),
                 Err(text) => Err(Refusal::Pools(text)),
             },
-            Command::Suspend => Err(Refusal::Pools("SUSPEND is not supported by this build".to_owned())),
+            Command::Handover => Ok(Done::Nothing),
+            Command::Suspend => match self.suspend(self.patience_for(client)) {
+                Ok(()) => Ok(Done::Later(PendingKind::Suspend)),
+                Err(text) => Err(Refusal::Pools(text)),
+            },
             Command::Shutdown(Shutdown::Immediate) => {
                 self.exit_now();
                 Ok(Done::Nothing)
@@ -218,7 +228,7 @@ impl Supervisor {
             _ if pause_done || entries_done => true,
             PendingKind::WaitClose(_) => closed(pending.what),
             // what it waited for was called off
-            PendingKind::Pause => wait_done && !paused,
+            PendingKind::Pause | PendingKind::Suspend => wait_done && !paused,
             PendingKind::PauseEntry => wait_done && !entry_paused,
         };
         let (done, waiting): (Vec<_>, Vec<_>) = pending.iter().copied().partition(over);
@@ -232,12 +242,20 @@ impl Supervisor {
         }
     }
 
+    /// Answers every console that waits for something.
+    pub(super) fn answer_all(&mut self, tag: &str) {
+        for pending in std::mem::take(&mut self.pending) {
+            let mut out = Vec::new();
+            reply::done(&mut out, tag);
+            self.reply(pending.client, out);
+        }
+    }
+
     /// A console command was cancelled: a global PAUSE or SUSPEND ends.
     pub(super) fn cancel_console(&mut self, waiting: bool) {
         if !waiting {
             tracing::warn!("admin cancel request for non-waiting client?");
         }
-        let now = Clock::now();
-        let _ = self.pools(|broker| broker.pools.resume_all(now));
+        let _ = self.resume();
     }
 }

@@ -5,11 +5,13 @@
 
 mod console;
 mod dns;
+mod handover;
 mod outside;
 pub mod reload;
 mod resolver;
 mod rows;
 mod statistics;
+mod suspend;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +24,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::auth::choice::Outside;
 use crate::broker::{Broker, ServerAction, locked};
 use crate::clock::Clock;
-use crate::net::listener::Listeners;
+use crate::net::listener::{Listeners, UnixSocket};
 use crate::pool::{CloseScope, ShutdownMode};
 use crate::shared::{Job, Live, Message, Request, Shared};
 use crate::supervisor::outside::{PamThread, Question};
@@ -34,10 +36,21 @@ use crate::worker::{Here, log_line, obey_from_outside};
 /// Three times a second.
 const TICK: Duration = Duration::from_millis(333);
 
-/// Why the process ends; all of them are orderly.
+/// Why the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     Immediate,
+    /// With status 1; why has been logged.
+    Failed,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The Unix socket whose file is to be removed.
+    pub unix: Option<UnixSocket>,
+    /// The exit status is 1; why has been logged.
+    pub failed: bool,
 }
 
 /// A console command that is answered later.
@@ -51,6 +64,7 @@ pub(crate) struct Pending {
 pub(crate) enum PendingKind {
     Pause,
     PauseEntry,
+    Suspend,
     WaitClose(CloseScope),
 }
 
@@ -60,6 +74,9 @@ pub struct Supervisor {
     pub(crate) live: Arc<Live>,
     pub(crate) listeners: Listeners,
     pub(crate) pending: Vec<Pending>,
+    pub(crate) suspending: Option<suspend::Suspending>,
+    /// The console of a process that means to take over.
+    pub(crate) successor: Option<crate::id::ClientRef>,
     pub(crate) resolver: Resolver,
     pub(crate) statistics: Statistics,
     pam: PamThread,
@@ -76,6 +93,8 @@ impl Supervisor {
             live,
             listeners,
             pending: Vec::new(),
+            suspending: None,
+            successor: None,
             resolver,
             statistics: Statistics::start(Clock::now()),
             pam: PamThread::default(),
@@ -84,7 +103,7 @@ impl Supervisor {
         }
     }
 
-    /// Runs until the process is to end. Returns the listeners, for their socket file to be removed.
+    /// Runs until the process is to end.
     ///
     /// # Errors
     /// Signals cannot be received.
@@ -92,7 +111,7 @@ impl Supervisor {
         mut self,
         mut requests: mpsc::UnboundedReceiver<Request>,
         mut jobs: mpsc::UnboundedReceiver<Job>,
-    ) -> std::io::Result<Listeners> {
+    ) -> std::io::Result<Ended> {
         let mut signals = Signals::new()?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -114,10 +133,16 @@ impl Supervisor {
                 Some(()) = signals.user1.recv() => self.pause_by_signal(),
                 Some(()) = signals.user2.recv() => self.resume_by_signal(),
                 _ = tick.tick() => self.tick(),
+                () = tokio::time::sleep(suspend::LOOK_EVERY), if self.suspending.is_some() => self.suspend_step().await,
                 _ = statistics.tick() => self.period_ends(),
             }
         }
-        Ok(self.listeners)
+        let listeners = std::mem::take(&mut self.listeners);
+        Ok(Ended {
+            // who is suspended may have handed the socket to a successor
+            unix: listeners.unix.filter(|_| !self.is_suspended()),
+            failed: self.exit == Some(Exit::Failed),
+        })
     }
 
     /// Runs `call` under the broker's lock, then obeys what the pools ordered.
@@ -151,6 +176,7 @@ impl Supervisor {
             Request::Looked { host, result } => self.looked_up(&host, result),
             Request::ZoneSerial { zone, serial } => self.zone_serial(&zone, serial),
             Request::Drained => self.answer_pending(),
+            Request::ConsoleLeft => self.console_left(),
             Request::CancelConsole { waiting } => self.cancel_console(waiting),
         }
     }
@@ -209,6 +235,9 @@ impl Supervisor {
     }
 
     fn stop(&mut self, signal: &str, mode: ShutdownMode) {
+        if self.dies_suspended() {
+            return;
+        }
         if self.shared.broker.lock().pools.shutdown_mode() != ShutdownMode::None {
             tracing::info!("got {signal} while shutting down, fast exit");
             self.exit = Some(Exit::Immediate);
@@ -228,7 +257,11 @@ impl Supervisor {
         self.shared.post(0).send(Message::StopTcp);
         self.listeners.tcp.clear();
         let now = Clock::now();
+        let suspended = self.is_suspended();
         self.pools(|broker| broker.pools.set_shutdown(mode, now));
+        if suspended {
+            self.release_hold();
+        }
     }
 
     pub(crate) fn exit_now(&mut self) {
@@ -261,8 +294,7 @@ impl Supervisor {
             PauseMode::Paused => tracing::info!("got SIGUSR2, continuing from PAUSE"),
             PauseMode::Suspended => tracing::info!("got SIGUSR2, continuing from SUSPEND"),
         }
-        let now = Clock::now();
-        let _ = self.pools(|broker| broker.pools.resume_all(now));
+        let _ = self.resume();
     }
 }
 

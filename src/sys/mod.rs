@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod daemon;
+pub mod descriptors;
 pub mod limits;
 pub mod localtime;
 pub mod pam;
@@ -11,8 +12,8 @@ pub mod pidfile;
 pub mod resolve;
 pub mod service;
 pub mod socket;
-pub mod user;
 pub mod syslog;
+pub mod user;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

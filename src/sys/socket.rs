@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt};
 
 /// Who sits at the other end of a Unix socket, as the kernel saw it at connect().
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,13 @@ pub struct PeerCredentials {
 pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
     let found = getsockopt(&socket, sockopt::PeerCredentials)?;
     Ok(PeerCredentials { uid: found.uid(), pid: found.pid() })
+}
+
+/// Has the peer sent something that nobody has read, or gone away?
+#[must_use]
+pub fn has_input(socket: impl AsFd) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(socket.as_fd().as_raw_fd(), &mut [0], flags) != Err(Errno::EAGAIN)
 }
 
 /// Lets a listener hand out a connection only when its first bytes have come.
@@ -46,7 +54,18 @@ pub fn set_tcp_defer_accept(socket: impl AsFd, on: bool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn unread_input_is_seen_and_stays() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        assert!(!has_input(&ours));
+        theirs.write_all(b"x").unwrap();
+        assert!(has_input(&ours) && has_input(&ours));
+        drop(theirs);
+        assert!(has_input(&ours));
+    }
 
     #[test]
     fn own_credentials() {

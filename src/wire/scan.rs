@@ -64,6 +64,23 @@ impl Scanner {
         self.left
     }
 
+    /// The bytes of a header that was cut; empty in a body and between two messages.
+    #[must_use]
+    pub fn partial_header(&self) -> &[u8] {
+        &self.head[..usize::from(self.head_len)]
+    }
+
+    /// How many bytes are known to be missing of the message being read: of its body, or of its header; zero between two
+    /// messages.
+    #[must_use]
+    pub const fn missing(&self) -> usize {
+        match (self.in_body, self.head_len) {
+            (true, _) => self.left as usize,
+            (false, 0) => 0,
+            (false, got) => HEADER_LEN - got as usize,
+        }
+    }
+
     /// The header of the message last begun.
     #[must_use]
     pub const fn header(&self) -> [u8; HEADER_LEN] {
@@ -230,6 +247,23 @@ mod tests {
         assert_eq!(m.len(), 100);
         assert!(Scanner::default().next(&m, &mut 0, 100).is_ok());
         assert!(Scanner::default().next(&m, &mut 0, 99).is_err());
+    }
+
+    #[test]
+    fn a_reader_that_stops_at_boundaries_asks_for_what_is_missing() {
+        let stream = [message(b'd', &[7; 30]), message(b'S', b""), message(b'd', &[7; 3])].concat();
+        for first in 1..stream.len() {
+            let (mut scan, mut at) = (Scanner::default(), 0);
+            let mut take = first;
+            while take > 0 {
+                let piece = &stream[at..at + take];
+                let mut pos = 0;
+                while scan.next(piece, &mut pos, LIMIT).expect("valid").is_some() {}
+                at += take;
+                take = scan.missing();
+            }
+            assert!(scan.at_boundary() && [35, 40, 48].contains(&at), "{first} {at}");
+        }
     }
 
     #[test]

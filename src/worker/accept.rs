@@ -11,7 +11,7 @@ use crate::net::listener::accept_error_is_transient;
 use crate::net::stream::{Socket, Stream};
 use crate::relay::side::ClientSide;
 use crate::relay::vars::Vars;
-use crate::shared::{Accepted, Message};
+use crate::shared::{Accepted, Hold, Message};
 use crate::sys;
 use crate::time::Micros;
 use crate::worker::Worker;
@@ -66,7 +66,7 @@ impl Worker {
 
     /// Takes all connections that wait at one listener.
     pub(super) fn accept(&mut self, index: usize) {
-        if self.accept_rests_until.is_some() {
+        if self.accept_rests_until.is_some() || self.hold != Hold::Off {
             return;
         }
         loop {
@@ -89,10 +89,15 @@ impl Worker {
     pub(super) fn accept_again(&mut self) {
         if self.accept_rests_until.is_some_and(|until| self.now >= until) {
             self.accept_rests_until = None;
-            let listeners = self.acceptor.as_ref().map_or(0, |acceptor| acceptor.tcp.len() + 1);
-            for index in 0..listeners {
-                self.accept(index);
-            }
+            self.accept_all();
+        }
+    }
+
+    /// Takes what waits at all listeners.
+    pub(super) fn accept_all(&mut self) {
+        let listeners = self.acceptor.as_ref().map_or(0, |acceptor| acceptor.tcp.len() + 1);
+        for index in 0..listeners {
+            self.accept(index);
         }
     }
 

@@ -66,7 +66,8 @@ impl Worker {
                 self.console_counts();
             }
             client.request_time = self.now;
-            let command = ConsoleCommand { client: client.me, query, rights, prefix: client.prefix() };
+            let own = self.is_own_console(client);
+            let command = ConsoleCommand { client: client.me, query, rights, own, prefix: client.prefix() };
             self.shared.ask(Request::Console(command));
         }
     }

@@ -10,7 +10,9 @@ mod authenticate;
 mod cancel;
 pub mod client;
 pub(crate) mod console;
+mod handover;
 mod identify;
+pub(crate) mod inherit;
 pub(crate) mod login;
 mod lookup;
 pub(crate) mod open;
@@ -20,6 +22,7 @@ pub(crate) mod picture;
 mod relay;
 pub mod replication;
 pub mod server;
+mod suspend;
 mod sweep;
 pub(crate) mod table;
 
@@ -36,11 +39,11 @@ use crate::broker::{Broker, ServerAction, locked};
 use crate::clock::Clock;
 use crate::config::{Level, LogLine};
 use crate::disconnect::Disconnect;
-use crate::id::{ClientRef, WorkerId};
+use crate::id::{ClientRef, ServerId, WorkerId};
 use crate::pool::Released;
 use crate::relay::out::Out;
 use crate::relay::vars::Interner;
-use crate::shared::{Live, Message, Shared};
+use crate::shared::{Hold, Live, Message, Shared};
 use crate::stats::Counters;
 use crate::time::Micros;
 use crate::worker::accept::Acceptor;
@@ -100,6 +103,9 @@ pub struct Worker {
     sweep_next: Option<u32>,
     /// What the turn in progress holds, should it panic.
     turning: table::Turning,
+    hold: Hold,
+    /// Parked servers whose events came while everything was frozen.
+    missed: Vec<ServerId>,
 }
 
 impl Worker {
@@ -126,6 +132,8 @@ impl Worker {
             sweep_at: now + SWEEP_EVERY,
             sweep_next: None,
             turning: table::Turning::default(),
+            hold: Hold::Off,
+            missed: Vec::new(),
         }
     }
 
@@ -222,6 +230,10 @@ impl Worker {
                 let _ = reply.send(self.picture());
             }
             Message::ConsoleReply { client, bytes } => self.console_reply(client, &bytes),
+            Message::ConsolePieces { client, pieces } => self.console_pieces(client, &pieces),
+            Message::HandOver(reply) => {
+                let _ = reply.send(self.hand_over());
+            }
             Message::Kill { id, done } => {
                 let found = self.clients.refs_where(|c| {
                     crate::admin::snapshot::shown_id(c.id) == id && !matches!(c.phase, Phase::Login(_))
@@ -232,6 +244,11 @@ impl Worker {
                 }
             }
             Message::StopTcp => self.stop_tcp(),
+            Message::Hold(hold) => self.set_hold(hold),
+            Message::Restless(reply) => {
+                let _ = reply.send(self.restless());
+            }
+            Message::SuspendTimeout => self.suspend_timeout(),
         }
     }
 
@@ -325,6 +342,7 @@ impl Worker {
 
     fn drive(&mut self, client: &mut Client) -> Result<(), End> {
         match client.phase {
+            _ if self.is_frozen(client) => Ok(()),
             Phase::Active => self.relay(client),
             Phase::Login(_) => self.login(client),
             Phase::Lookup(_) => self.lookup(client),
@@ -392,7 +410,7 @@ impl Worker {
         });
     }
 
-    pub(crate) fn place(&mut self, server: crate::id::ServerId) -> Option<&mut Place> {
+    pub(crate) fn place(&mut self, server: ServerId) -> Option<&mut Place> {
         self.places.get_mut(server)
     }
 }

@@ -5,10 +5,11 @@ use mio::event::Event;
 use crate::config::PoolMode;
 use crate::disconnect::Disconnect;
 use crate::id::ServerId;
-use crate::net::stream::ReadResult;
+use crate::net::stream::{ReadResult, Stream};
 use crate::pool::TestQuery;
 use crate::relay::downstream::Downstream;
 use crate::relay::link::Ctx;
+use crate::shared::Hold;
 use crate::wire::scan::Item;
 use crate::wire::tag::backend as be;
 use crate::worker::Worker;
@@ -46,18 +47,22 @@ impl Worker {
             }
             Some(Place::Elsewhere) | None => {
                 if event.is_readable() || event.is_read_closed() || event.is_error() {
-                    self.inspect(server, event);
+                    self.inspect(server, |stream| stream.note(event));
                 }
             }
         }
     }
 
     /// A parked server became readable: it died, or it said something that nobody asked for.
-    fn inspect(&mut self, server: ServerId, event: &Event) {
+    pub(super) fn inspect(&mut self, server: ServerId, note: impl FnOnce(&mut Stream)) {
+        if matches!(self.hold, Hold::Frozen(_)) {
+            self.missed.push(server);
+            return;
+        }
         let now = self.now;
         let Some(parked) = self.pools(|broker| broker.pools.take_parked(server)) else { return };
         let mut conn = parked.conn;
-        conn.stream.note(event);
+        note(&mut conn.stream);
         match self.look(&mut conn) {
             Found::Gone => self.drop_server(*conn, "server conn crashed?"),
             found => {

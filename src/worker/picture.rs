@@ -24,6 +24,9 @@ const TIMEZONE: usize = 2;
 const STD_STRINGS: usize = 3;
 const APPLICATION_NAME: usize = 4;
 
+/// The positions of those that PgBouncer hands to a successor: date style, encoding, time zone, standard strings.
+pub(crate) const TRACKED: [usize; 4] = [DATESTYLE, CLIENT_ENCODING, TIMEZONE, STD_STRINGS];
+
 impl Worker {
     /// All clients and all servers in our hands. Parked servers are with the pools.
     pub(super) fn picture(&self) -> Vec<SocketRow> {
@@ -95,7 +98,7 @@ impl Worker {
                 Phase::Console(console) if console.busy => Buffers::holding(console.received.len().max(1)),
                 _ => Buffers::holding(held),
             },
-            handover: handover(client.stream.socket(), client.cancel_key, &client.side.vars),
+            handover: handover(client.stream.socket(), client.cancel_key, &client.side.vars, client.pool.as_deref()),
         }
     }
 
@@ -165,12 +168,17 @@ pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16) 
         prepared_statements: server.side.statements.len() as u64,
         id: server.id,
         buffers: Buffers::holding(server.stream.pending_bytes()),
-        handover: handover(server.stream.socket(), server.cancel_key, &server.side.vars),
+        handover: handover(server.stream.socket(), server.cancel_key, &server.side.vars, Some(&server.pool)),
     }
 }
 
-fn handover(socket: &Socket, cancel_key: [u8; 8], vars: &Vars) -> Handover {
+fn handover(socket: &Socket, cancel_key: [u8; 8], vars: &Vars, pool: Option<&PoolShared>) -> Handover {
     let value = |index| vars.get(index).map(str::to_owned);
+    let (keys, secret) = pool.map_or((None, None), |pool| {
+        let logins = pool.logins.lock();
+        let secret = logins.accepted.as_ref().or(logins.fetched.as_ref());
+        (logins.client_keys.clone(), secret.map(|secret| secret.text().to_owned()))
+    });
     Handover {
         fd: Some(socket.as_fd().as_raw_fd()),
         cancel: i64::from_be_bytes(cancel_key),
@@ -178,6 +186,8 @@ fn handover(socket: &Socket, cancel_key: [u8; 8], vars: &Vars) -> Handover {
         std_strings: value(STD_STRINGS),
         datestyle: value(DATESTYLE),
         timezone: value(TIMEZONE),
+        scram_keys: keys.map(|keys| (keys.client_key.to_vec(), keys.server_key.to_vec())),
+        password: secret,
     }
 }
 

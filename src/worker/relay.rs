@@ -17,7 +17,7 @@ use crate::relay::link::{Ctx, align, settled};
 use crate::relay::outstanding::{Give, Request};
 use crate::relay::side::TxStatus;
 use crate::relay::upstream::{Flow, Unlinked, Upstream, unlinked};
-use crate::shared::LoginReply;
+use crate::shared::{Hold, LoginReply, Request as Ask};
 use crate::time::Micros;
 use crate::wire::encode;
 use crate::wire::startup::Replication;
@@ -98,9 +98,11 @@ impl Worker {
     /// Reads the server once and passes on what it said.
     #[inline]
     fn read_server(&mut self, client: &mut Client) -> Result<bool, End> {
-        let Some(server) = &mut client.server else { return Ok(false) };
+        let most = if self.hold == Hold::Off { usize::MAX } else { self.server_allowance(client) };
+        let Some(server) = client.server.as_mut().filter(|_| most > 0) else { return Ok(false) };
         let mut scratch = std::mem::take(&mut self.scratch);
-        let read = match server.stream.read(&mut scratch.input) {
+        let room = scratch.input.len().min(most);
+        let read = match server.stream.read(&mut scratch.input[..room]) {
             ReadResult::Data(n) => n,
             ReadResult::Nothing => {
                 self.scratch = scratch;
@@ -129,8 +131,10 @@ impl Worker {
     #[inline]
     fn let_go(&mut self, client: &mut Client) -> Result<(), End> {
         let Some(server) = &client.server else { return Ok(()) };
-        let free = client.mode != PoolMode::Session
-            && settled(&client.side, &server.side)
+        if client.mode == PoolMode::Session {
+            return if server.side.inherited.is_none() { Ok(()) } else { self.find_out(client) };
+        }
+        let free = settled(&client.side, &server.side)
             && client.input.is_none()
             && !client.stream.is_blocked()
             && !server.stream.is_blocked()
@@ -140,6 +144,36 @@ impl Worker {
             self.release(server, false);
         }
         Ok(())
+    }
+
+    /// A server taken over in the middle of something counts as a session's. After a ReadyForQuery outside of a transaction
+    /// it is asked a question: whatever comes before the answer belongs to what the predecessor had asked for.
+    #[cold]
+    fn find_out(&mut self, client: &mut Client) -> Result<(), End> {
+        let Some(server) = &mut client.server else { return Ok(()) };
+        let Some(inherited) = &mut server.side.inherited else { return Ok(()) };
+        if inherited.over {
+            server.side.inherited = None;
+            let pool = server.pool.id;
+            client.mode = self.pools(|broker| broker.pools.pool_mode(pool)).unwrap_or(PoolMode::Session);
+            return self.let_go(client);
+        }
+        let between = server.side.tx == TxStatus::Idle
+            && server.side.outstanding.is_inherited_alone()
+            && server.side.scan.at_boundary()
+            && client.side.scan.at_boundary()
+            && !server.stream.is_blocked();
+        if !between || !inherited.question.is_empty() {
+            return Ok(());
+        }
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|_| crashed())?;
+        let column = format!("taken_over_{:016x}", u64::from_be_bytes(random));
+        let mut out = Vec::new();
+        encode::query(&mut out, format!("SELECT 1 AS {column}").as_bytes());
+        inherited.question = column.into_bytes();
+        server.side.outstanding.push(Request::Query, Give::Skip);
+        server.stream.write_bytes(&out).map_err(|_| crashed())
     }
 
     /// Hands a clean server back to the pools.
@@ -166,8 +200,13 @@ impl Worker {
     /// Reads the client once and passes on what it said.
     #[inline]
     fn read_client(&mut self, client: &mut Client) -> Result<bool, End> {
+        let most = if self.hold == Hold::Off { usize::MAX } else { self.client_allowance(client) };
+        if most == 0 {
+            return Ok(false);
+        }
         let mut input = std::mem::take(&mut self.scratch.input);
-        let done = match client.stream.read(&mut input) {
+        let room = input.len().min(most);
+        let done = match client.stream.read(&mut input[..room]) {
             ReadResult::Data(n) => {
                 client.request_time = self.now;
                 self.client_bytes(client, &input[..n]).map(|()| true)
@@ -469,6 +508,7 @@ impl Worker {
         }
         if matches!(client.phase, Phase::Console(_)) {
             self.shared.console_clients.fetch_sub(1, Relaxed);
+            self.shared.ask(Ask::ConsoleLeft);
         }
         if client.logged_in() {
             self.shared.cancel_keys.lock().remove(&client.cancel_key);

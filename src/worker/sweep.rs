@@ -6,6 +6,7 @@ use crate::config::{Config, Database, PoolMode, effective};
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
 use crate::relay::side::TxStatus;
+use crate::shared::Hold;
 use crate::time::Micros;
 use crate::wire::encode;
 use crate::wire::startup::Replication;
@@ -24,6 +25,10 @@ impl Worker {
                 return;
             }
             self.sweep_at = self.now + SWEEP_EVERY;
+            if self.hold != Hold::Off {
+                // who is not read cannot be late
+                return;
+            }
             self.sweep_next = Some(0);
             self.accept_again();
             self.sweep_openings();

@@ -11,6 +11,7 @@ use std::fmt::Write;
 use self::columns::{Column, Kind};
 pub use self::sockets::{TimeText, active_sockets, clients, fds_of, servers, sockets};
 use super::command::{Fake, Topic};
+use super::handover::hex;
 use super::reply;
 use super::snapshot::{
     ConfigRow, DatabaseRow, DnsHostRow, DnsZoneRow, FdRow, FdTask, ListsSnapshot, MemRow, PeerPoolRow, PeerRow,
@@ -248,14 +249,7 @@ pub fn fds_row(out: &mut Vec<u8>, row: &FdRow) {
         FdTask::Client => "client",
         FdTask::Server => "server",
     };
-    let bytea = |key: Option<&Vec<u8>>| {
-        key.map(|key| {
-            key.iter().fold("\\x".to_owned(), |mut text, byte| {
-                write!(text, "{byte:02x}").expect("a String takes everything");
-                text
-            })
-        })
-    };
+    let bytea = |key: Option<&Vec<u8>>| key.map(|key| hex(key));
     row::data(out, columns::of(Topic::Fds).len(), |fields| {
         fields.int4(row.fd).text(task).maybe(row.user.as_deref()).maybe(row.database.as_deref());
         fields.text(&row.addr).int4(row.port).int8(row.cancel).int4(row.link);

@@ -72,14 +72,19 @@ fn socket_state(row: &SocketRow) -> Option<&'static str> {
 }
 
 /// The rows of SHOW FDS for these sockets, in their published order: those that log in, then pool by pool without the
-/// console's. Sockets that carry cancel requests are not handed over.
+/// console's. Sockets that carry cancel requests are not handed over, nor those with TLS or linked to one with TLS.
 #[must_use]
 pub fn fds_of(rows: &[SocketRow]) -> Vec<FdRow> {
     let at_console =
         |row: &SocketRow| matches!(&row.home, Home::Pool { database, .. } if &**database == CONSOLE_DATABASE);
-    let mut shown: Vec<_> = rows.iter().filter(|row| socket_state(row).is_some() && !at_console(row)).collect();
+    let encrypted: std::collections::BTreeSet<_> =
+        rows.iter().filter(|row| !row.tls.is_empty()).flat_map(|row| [Some(row.ptr), row.link]).flatten().collect();
+    let handed_over =
+        |row: &&SocketRow| socket_state(row).is_some() && !at_console(row) && !encrypted.contains(&row.ptr);
+    let mut shown: Vec<_> = rows.iter().filter(handed_over).collect();
     shown.sort_by_key(|row| (row.state != SocketState::ClLogin, &row.home, row.state));
-    let fd_of = |ptr| rows.iter().find(|row| row.ptr == ptr).and_then(|row| row.handover.fd);
+    let fds: std::collections::BTreeMap<_, _> = rows.iter().map(|row| (row.ptr, row.handover.fd)).collect();
+    let fd_of = |ptr| fds.get(&ptr).copied().flatten();
     shown.into_iter().filter_map(|row| fd_row(row, fd_of)).collect()
 }
 
@@ -101,7 +106,9 @@ fn fd_row(row: &SocketRow, fd_of: impl Fn(u64) -> Option<i32>) -> Option<FdRow> 
         std_strings: extra.std_strings.clone(),
         datestyle: extra.datestyle.clone(),
         timezone: extra.timezone.clone(),
-        ..FdRow::default()
+        password: extra.password.clone(),
+        scram_client_key: extra.scram_keys.as_ref().map(|(client, _)| client.clone()),
+        scram_server_key: extra.scram_keys.as_ref().map(|(_, server)| server.clone()),
     })
 }
 
