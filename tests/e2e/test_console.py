@@ -132,7 +132,6 @@ def test_pause_and_resume(pooler, console, pg):
     pooler.wait_log("RESUME command issued")
 
 
-@pytest.mark.needs("suspend")
 @pytest.mark.since("1.25")
 def test_state_shows_pause_and_suspend(pooler, console):
     for command, state in (("PAUSE", "paused"), ("RESUME", "active"), ("SUSPEND", "suspended"), ("RESUME", "active")):
@@ -175,7 +174,6 @@ def test_clients_connect_while_paused(pooler, console):
         assert fresh.result().value == "late"
 
 
-@pytest.mark.needs("suspend")
 def test_suspend_and_resume(pooler, console):
     with pooler.login() as a:
         a.query("SELECT 1")
@@ -189,7 +187,6 @@ def test_suspend_and_resume(pooler, console):
         assert again.query("SELECT 1").value == "1"
 
 
-@pytest.mark.needs("suspend")
 def test_suspend_ends_when_its_console_leaves(pooler):
     with pooler.login() as a:
         console = pooler.console()

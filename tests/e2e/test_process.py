@@ -395,11 +395,3 @@ def test_service_manager_is_told(make_pooler, monkeypatch):
         pooler.signal(signal.SIGTERM)
         told("STOPPING=1")
         assert pooler.wait_end() == 0
-
-
-@pytest.mark.ours
-def test_sockets_of_the_service_manager_are_refused(make_pooler):
-    pooler = make_pooler(start=False)
-    done = subprocess.run(["sh", "-c", f"LISTEN_FDS=1 LISTEN_PID=$$ exec {pooler.binary.path} {pooler.conf}"], cwd=pooler.dir,
-                          capture_output=True, text=True, timeout=10, check=False, **as_daemon_user())
-    assert done.returncode == 1 and "FATAL sockets passed from the service manager are not supported by this build" in done.stderr

@@ -1,0 +1,283 @@
+"""Online restart (-R): a new process takes listeners, clients and servers from the running one, and nobody notices."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from support import system
+from support.load import Background, transactions
+from support.system import until
+from support.wire import bind, describe, execute, parse, query, SYNC
+
+DEBIAN = Path("/usr/sbin/pgbouncer")
+
+pytestmark = pytest.mark.slow(120)
+
+
+class Program:
+    """Any pgbouncer, where the daemon user can run it."""
+
+    def __init__(self, path):
+        self.path = path
+
+
+@pytest.fixture(scope="module")
+def debian():
+    """Debian's PgBouncer, to take over from and to be taken over by."""
+    if not DEBIAN.exists():
+        pytest.skip("there is no /usr/sbin/pgbouncer")
+    directory = system.fresh_dir("deb")
+    shutil.copy(DEBIAN, directory / "pgbouncer")
+    (directory / "pgbouncer").chmod(0o755)
+    yield Program(directory / "pgbouncer")
+    system.remove_dir(directory)
+
+
+def reboot(pooler, program=None, *more):
+    """Starts a successor with -R and waits until it runs and its predecessor is gone."""
+    old, up = pooler.process, pooler.log().count("process up:")
+    pooler.binary = program or pooler.binary
+    pooler.start("-R", *more, wait=False)
+    new = pooler.process
+
+    def running():
+        assert new.poll() is None, pooler.log()[-3000:]
+        return pooler.log().count("process up:") > up
+
+    until(running, 20, what="the successor is up")
+    assert old.wait(10) == 0
+    assert os.path.exists(pooler.unix_path)
+    return new
+
+
+@pytest.fixture
+def plain(make_pooler):
+    """A configuration that PgBouncer 1.18 reads as well."""
+    pooler = make_pooler(start=False)
+    pooler.ini.pop("worker_threads", None)
+    pooler.ini["pidfile"] = pooler.dir / "pooler.pid"
+    pooler.write()
+    return pooler
+
+
+def fresh_connections(pooler):
+    def work(background, _number):
+        while not background.stopping.is_set():
+            with pooler.login(timeout=30) as wire:
+                assert wire.query("SELECT 7").value == "7"
+            background.count()
+
+    return work
+
+
+def test_five_times_under_load(plain):
+    """Short transactions on old connections and on new ones: none fails."""
+    plain.ini["default_pool_size"] = 5
+    plain.write()
+    plain.start()
+    with Background(transactions(plain), threads=12) as old, Background(fresh_connections(plain), threads=2) as new:
+        for _ in range(5):
+            seen = old.done, new.done
+            until(lambda: old.done > seen[0] + 50 and new.done > seen[1] + 5, 20)
+            process = reboot(plain)
+            assert (plain.dir / "pooler.pid").read_text() == f"{process.pid}\n"
+        seen = old.done, new.done
+        until(lambda: old.done > seen[0] + 50 and new.done > seen[1] + 5, 20)
+    log = plain.log()
+    for line in ("WARNING Online restart is deprecated, use so_reuseport instead", "takeover_init: launching connection",
+                 "login OK, sending SUSPEND", "SUSPEND finished, sending SHOW FDS", "SHOW FDS finished", "disko over, going background",
+                 "sending SHUTDOWN;", "waiting for old pidfile to go away", "old process killed, resuming work",
+                 f"got pooler socket: 127.0.0.1:{plain.port}", f"got pooler socket: unix:{plain.port}"):
+        assert log.count(line) == 5, line
+    assert not re.search("suspend_timeout|server conn crashed|ERROR", log)
+
+
+def test_a_query_outlives_five_restarts(pooler):
+    with pooler.login() as busy, pooler.login() as session:
+        session.query("BEGIN")
+        session.query("CREATE TEMP TABLE t AS SELECT 5 AS n")
+        busy.send(query("SELECT pg_sleep(2), 'slept'"))
+        until(lambda: pooler.pool()["sv_active"] == 2)
+        began = time.monotonic()
+        for _ in range(5):
+            reboot(pooler)
+        assert time.monotonic() - began < 2, "the restarts took longer than the query"
+        assert busy.result().rows[0][1] == "slept"
+        assert session.query("SELECT n FROM t").value == "5"
+        assert session.query("COMMIT").status == "I"
+        until(lambda: pooler.pool()["sv_active"] == 0)
+
+
+@pytest.mark.ours
+def test_what_our_successor_is_told(make_pooler, pg):
+    """Parameters, prepared statements, waiting clients, cancel keys, the login reply: as if nothing had happened."""
+    pooler = make_pooler(ini={"default_pool_size": 1, "max_prepared_statements": 10})
+    with pooler.login(application_name="first", IntervalStyle="iso_8601") as a, pooler.login(application_name="second") as b:
+        a.send(parse("s", "SELECT current_setting('application_name') || $1") + SYNC)
+        a.result()
+        b.query("BEGIN")
+        a.send(bind("", "s", ["!"]) + execute() + SYNC)
+        until(lambda: pooler.pool()["cl_waiting"] == 1)
+        reboot(pooler)
+        until(lambda: pooler.pool()["cl_waiting"] == 1, what="it still waits")
+        assert b.query("SELECT current_setting('application_name')").value == "second"
+        b.query("COMMIT")
+        assert a.result().value == "first!"
+        assert a.query("SHOW intervalstyle").value == "iso_8601"
+        a.send(describe("S", "s") + bind("", "s", ["?"]) + execute() + SYNC)
+        assert a.result().value == "first?"
+        statements = [r["prepared_statements"] for r in pooler.show("CLIENTS") if r["database"] == "p0"]
+        assert sorted(statements) == ["0", "1"]
+        b.send(query("SELECT pg_sleep(30)"))
+        until(lambda: pg.sleeping("pg_sleep(30)"))
+        with pooler.wire() as cancel:
+            cancel.send(b"\0\0\0\x10\x04\xd2\x16\x2e" + b.key)
+            assert b.result().error["C"] == "57014"
+        with pooler.login() as fresh:
+            assert fresh.query("SELECT 1").value == "1"
+    assert len(pooler.pg.backends("p0")) == 1
+
+
+@pytest.mark.ours
+def test_pipelines_go_on(make_pooler):
+    """Requests whose answers are still to come, in a batch with invented answers among them."""
+    pooler = make_pooler(ini={"max_prepared_statements": 2})
+    with pooler.login() as wire:
+        batch = b""
+        for n in range(6):
+            batch += parse(f"s{n}", f"SELECT {n}, pg_sleep(0.1)") + bind("", f"s{n}") + execute() + SYNC
+        wire.send(batch)
+        until(lambda: pooler.pool()["sv_active"] == 1)
+        reboot(pooler)
+        assert [wire.result().rows[0][0] for _ in range(6)] == [str(n) for n in range(6)]
+        reboot(pooler)
+        wire.send(bind("", "s0") + execute() + SYNC)
+        assert wire.result().rows[0][0] == "0"
+
+
+def test_there_and_back_with_pgbouncer(plain, debian):
+    """PgBouncer, ours, PgBouncer, ours under a load of short transactions: none fails."""
+    ours = plain.binary
+    plain.binary = debian
+    plain.start()
+    with Background(transactions(plain), threads=8) as load, Background(fresh_connections(plain), threads=1) as new:
+        for program in (ours, debian, ours, debian):
+            seen = load.done, new.done
+            until(lambda: load.done > seen[0] + 40 and new.done > seen[1] + 3, 20)
+            reboot(plain, program)
+        seen = load.done, new.done
+        until(lambda: load.done > seen[0] + 40 and new.done > seen[1] + 3, 20)
+    assert "suspend_timeout" not in plain.log()
+
+
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_in_the_middle_of_something_with_pgbouncer(plain, debian, mode):
+    ours = plain.binary
+    plain.ini["pool_mode"] = mode
+    plain.write()
+    plain.binary = debian
+    plain.start()
+    with plain.login() as busy, plain.login() as open_transaction, plain.login() as idle:
+        idle.query("SELECT 1")
+        open_transaction.query("BEGIN")
+        open_transaction.query("CREATE TEMP TABLE t AS SELECT 5 AS n")
+        busy.send(query("SELECT pg_sleep(1.5), 'slept'") + query("SELECT 'pipelined'"))
+        until(lambda: plain.pool()["sv_active"] >= 2)
+        for program in (ours, debian, ours):
+            reboot(plain, program)
+        assert busy.result().rows[0][1] == "slept"
+        assert busy.result().value == "pipelined"
+        assert open_transaction.query("SELECT n FROM t").value == "5"
+        assert open_transaction.query("COMMIT").tags == ["COMMIT"]
+        for wire in (busy, open_transaction, idle):
+            assert wire.query("SELECT 'again'").value == "again"
+        if mode == "transaction":
+            until(lambda: plain.pool()["sv_active"] == 0, what="servers are given back")
+
+
+def test_scram_keys_are_handed_over(plain, debian, pg):
+    """Logged in with SCRAM on both sides, without the pooler knowing the password: new servers can still be opened."""
+    secret = pg.sql("SELECT rolpassword FROM pg_authid WHERE rolname = 'app'")
+    if not str(secret).startswith("SCRAM-SHA-256"):
+        pg.sql("SET password_encryption = 'scram-sha-256'")
+    ours = plain.binary
+    plain.ini["auth_type"] = "scram-sha-256"
+    plain.write()
+    plain.binary = debian
+    plain.start()
+    with plain.login() as wire:
+        wire.query("SELECT 1")
+        reboot(plain, ours)
+        plain.admin("RECONNECT")
+        assert wire.query("SELECT 2").value == "2"
+        reboot(plain, debian)
+        assert wire.query("SELECT 3").value == "3"
+
+
+def test_nobody_to_take_over_from(plain):
+    plain.start("-R")
+    assert "LOG old process not found, try to continue normally" in plain.log()
+    assert plain.login().query("SELECT 1").value == "1"
+
+
+@pytest.mark.ours
+def test_abstract_socket_is_refused(make_pooler):
+    pooler = make_pooler(ini={"unix_socket_dir": f"@pgu-takeover-{os.getpid()}"})
+    second = make_pooler(start=False, ini={"unix_socket_dir": pooler.ini["unix_socket_dir"], "listen_port": pooler.port})
+    second.start("-R", wait=False)
+    assert second.wait_end() == 1
+    assert "FATAL cannot reboot with abstract Unix socket" in second.log()
+    assert pooler.login().query("SELECT 1").value == "1"
+
+
+@pytest.mark.ours
+def test_a_successor_that_fails_hurts_nobody(plain):
+    """It dies after SUSPEND: the old process goes on."""
+    plain.start()
+    with plain.login() as wire:
+        with plain.console() as console:
+            console.query("PAUSE p1")
+            second = subprocess.run([str(plain.binary.path), "-R", str(plain.conf)], cwd=plain.dir, capture_output=True, text=True,
+                                    timeout=20, check=False, **system.as_daemon_user())
+            assert second.returncode == 1
+            assert "ERROR old bouncer sent: ERROR: cannot suspend with paused databases" in second.stderr
+            assert "FATAL something failed" in second.stderr
+        assert wire.query("SELECT 1").value == "1"
+
+
+def test_daemon_takes_over_from_daemon(plain):
+    logfile, pidfile = plain.dir / "pooler.log", plain.dir / "pooler.pid"
+    plain.ini["logfile"] = logfile
+    plain.write()
+
+    def launch(*args):
+        done = system.run([plain.binary.path, "-d", *args, plain.conf], switch_user=True)
+        assert done.returncode == 0
+
+    def pid():
+        try:
+            return int(pidfile.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    launch()
+    first = until(pid)
+    until(lambda: "process up:" in logfile.read_text())
+    try:
+        with plain.login() as wire:
+            wire.query("BEGIN")
+            launch("-R")
+            second = until(lambda: pid() not in (None, first) and pid(), what="the successor's pidfile")
+            until(lambda: not os.path.exists(f"/proc/{first}"))
+            assert wire.query("COMMIT").tags == ["COMMIT"]
+            assert plain.login().query("SELECT 1").value == "1"
+        assert second != first
+    finally:
+        os.kill(pid(), signal.SIGQUIT)
+        until(lambda: pid() is None)
