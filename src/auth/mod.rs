@@ -7,6 +7,7 @@
 //! A login identity is decided by the caller once and never changes inside a machine. What a peer says is bounded
 //! before it is kept, and every length is compared before it is used.
 
+pub mod certificate;
 pub mod choice;
 pub mod client;
 pub mod facts;

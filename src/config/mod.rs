@@ -3,8 +3,8 @@
 //! Files come in through a reader that the caller supplies, log lines go out as values, and a load builds its `Config`
 //! aside: when it fails, whatever was in force stays in force, whole. `ini.rs` knows the lines of a file, `load.rs`
 //! what they mean, `connstr.rs` the `key=value` lists of the entries, `keys.rs` the settings, `effective.rs` which of
-//! several values counts, `diff.rs` what a reload changes, `unbuilt.rs` what this build lacks, `userlist.rs` the file
-//! of users, `hba.rs` and `ident.rs` the access rules.
+//! several values counts, `diff.rs` what a reload changes, `tls.rs` what the TLS settings ask for, `unbuilt.rs` what this
+//! build lacks, `userlist.rs` the file of users, `hba.rs` and `ident.rs` the access rules.
 
 pub mod connstr;
 mod diff;
@@ -14,6 +14,7 @@ pub mod ident;
 mod ini;
 pub mod keys;
 mod load;
+pub mod tls;
 mod unbuilt;
 pub mod userlist;
 pub mod value;

@@ -1,0 +1,388 @@
+//! What certificates say: the names in them, their public key, and the hash that channel binding takes of them.
+//!
+//! Whether a certificate is to be trusted is decided by the TLS layer before anything here is asked. Sources: RFC 5280,
+//! RFC 5929 (`tls-server-end-point`), and the observed rules of PgBouncer for names.
+
+use std::net::IpAddr;
+
+use sha2::{Digest, Sha256, Sha384, Sha512};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+use x509_parser::signature_algorithm::SignatureAlgorithm;
+use x509_parser::x509::{AlgorithmIdentifier, X509Version};
+
+/// The names that a certificate was issued for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    dns: Vec<String>,
+    ips: Vec<IpAddr>,
+    /// The first one of the subject.
+    common_name: Option<String>,
+}
+
+impl Names {
+    /// The names in a certificate in DER; `None` if it cannot be read. A name with a NUL in it is none: other readers
+    /// would see its beginning only.
+    #[must_use]
+    pub fn of(der: &[u8]) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        let mut names = Self::default();
+        let honest = |name: &str| !name.is_empty() && !name.contains('\0');
+        if let Some(alternatives) = certificate.subject_alternative_name().ok()? {
+            for name in &alternatives.value.general_names {
+                match name {
+                    GeneralName::DNSName(name) if honest(name) => names.dns.push((*name).to_owned()),
+                    GeneralName::IPAddress(bytes) => names.ips.extend(address(bytes)),
+                    _ => {}
+                }
+            }
+        }
+        let common = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+        names.common_name = common.filter(|name| honest(name)).map(str::to_owned);
+        Some(names)
+    }
+
+    /// Is `name`, a host, an address or a user, among the names? Alternative names come first, but the common name counts
+    /// beside them.
+    #[must_use]
+    pub fn include(&self, name: &str) -> bool {
+        let common = self.common_name.as_deref();
+        if let Ok(ip) = name.parse::<IpAddr>() {
+            return self.ips.contains(&ip) || common == Some(name);
+        }
+        self.dns.iter().map(String::as_str).chain(common).any(|pattern| matches_name(pattern, name))
+    }
+
+    /// All names, for maps of user names.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.dns.iter().map(String::as_str).chain(self.common_name.as_deref())
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+/// Compares without regard to case; `*.a.b` stands for one more label in front of `.a.b`.
+fn matches_name(pattern: &str, name: &str) -> bool {
+    if pattern.eq_ignore_ascii_case(name) {
+        return true;
+    }
+    let Some(domain) = pattern.strip_prefix('*') else { return false };
+    let labels = domain.strip_prefix('.').unwrap_or_default();
+    // a star for a whole top-level domain would fit nearly everything
+    if labels.starts_with('.') || labels.ends_with("..") || !labels.trim_end_matches('.').contains('.') {
+        return false;
+    }
+    match name.find('.') {
+        None | Some(0) => false,
+        Some(dot) => name[dot..].eq_ignore_ascii_case(domain),
+    }
+}
+
+/// The channel binding data of type `tls-server-end-point` for a server's certificate. `None` if its signature algorithm
+/// has no single hash, for then the type is not defined.
+#[must_use]
+pub fn end_point(der: &[u8]) -> Option<Vec<u8>> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(match signature_hash(&certificate.signature_algorithm)? {
+        Hash::Sha256 => Sha256::digest(der).to_vec(),
+        Hash::Sha384 => Sha384::digest(der).to_vec(),
+        Hash::Sha512 => Sha512::digest(der).to_vec(),
+    })
+}
+
+enum Hash {
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+/// MD5 and SHA-1 are replaced by SHA-256, as RFC 5929 has it.
+fn signature_hash(algorithm: &AlgorithmIdentifier<'_>) -> Option<Hash> {
+    let oid = algorithm.algorithm.to_id_string();
+    match oid.as_str() {
+        // RSA with MD5, SHA-1, SHA-256; ECDSA with SHA-1, SHA-256
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2" => Some(Hash::Sha256),
+        // RSA and ECDSA with SHA-384, then SHA-512
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Some(Hash::Sha384),
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(Hash::Sha512),
+        _ => match SignatureAlgorithm::try_from(algorithm).ok()? {
+            SignatureAlgorithm::RSASSA_PSS(parameters) => match parameters.hash_algorithm_oid().to_id_string().as_str()
+            {
+                "1.3.14.3.2.26" | "2.16.840.1.101.3.4.2.1" => Some(Hash::Sha256),
+                "2.16.840.1.101.3.4.2.2" => Some(Hash::Sha384),
+                "2.16.840.1.101.3.4.2.3" => Some(Hash::Sha512),
+                _ => None,
+            },
+            _ => None,
+        },
+    }
+}
+
+/// The SubjectPublicKeyInfo of a certificate, in DER.
+#[must_use]
+pub fn public_key(der: &[u8]) -> Option<Vec<u8>> {
+    X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.public_key().raw.to_vec())
+}
+
+/// Is it within its validity at `now`, in seconds since 1970?
+///
+/// # Errors
+/// It is not, or cannot be read.
+pub fn check_validity(der: &[u8], now: i64) -> Result<(), Invalid> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Invalid::Unreadable)?;
+    let validity = certificate.validity();
+    match now {
+        _ if now < validity.not_before.timestamp() => Err(Invalid::NotYet),
+        _ if now > validity.not_after.timestamp() => Err(Invalid::Expired),
+        _ => Ok(()),
+    }
+}
+
+/// Why a certificate is worth nothing whoever issued it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    Unreadable,
+    NotYet,
+    Expired,
+}
+
+/// The parts of a certificate that show who issued it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Issued<'a> {
+    /// The issuer's name in DER.
+    pub issuer: &'a [u8],
+    /// What is signed.
+    pub signed: &'a [u8],
+    /// Contents of the AlgorithmIdentifier.
+    pub algorithm: &'a [u8],
+    pub signature: &'a [u8],
+}
+
+/// Takes apart a certificate of a kind that path validation by the book has no place for although programs and tools in
+/// the field make it and OpenSSL takes it: of version 1, without extensions, or one that may itself issue others.
+/// `None` for all other ones, and for those that may not be used for `purpose`.
+#[must_use]
+pub fn plainly_issued(der: &[u8], purpose: Purpose) -> Option<Issued<'_>> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    if certificate.version() != X509Version::V1 && !certificate.is_ca() {
+        return None;
+    }
+    if let Some(usage) = certificate.extended_key_usage().ok()? {
+        let usage = usage.value;
+        let fits = match purpose {
+            Purpose::Server => usage.server_auth,
+            Purpose::Client => usage.client_auth,
+        };
+        if !fits && !usage.any {
+            return None;
+        }
+    }
+    if certificate.extensions().iter().any(|extension| extension.critical && !is_known(&extension.oid.to_id_string())) {
+        return None;
+    }
+    let (whole, _) = element(der)?;
+    let (_, rest) = element(whole)?;
+    let (algorithm, _) = element(rest)?;
+    Some(Issued {
+        issuer: issuer_bytes(der)?,
+        signed: &whole[..whole.len() - rest.len()],
+        algorithm,
+        signature: bits(&rest[rest.len() - element(rest)?.1.len()..])?,
+    })
+}
+
+/// What a certificate is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Server,
+    Client,
+}
+
+/// Critical extensions that are looked at: key usage, alternative names, basic constraints, extended key usage.
+fn is_known(oid: &str) -> bool {
+    ["2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.37"].contains(&oid)
+}
+
+/// The issuer's name: fourth or, without a version, third element of what is signed.
+fn issuer_bytes(der: &[u8]) -> Option<&[u8]> {
+    let (whole, _) = element(der)?;
+    let (signed, _) = element(whole)?;
+    let mut rest = signed;
+    if rest.first() == Some(&0xa0) {
+        rest = element(rest)?.1;
+    }
+    rest = element(rest)?.1;
+    rest = element(rest)?.1;
+    let after = element(rest)?.1;
+    Some(&rest[..rest.len() - after.len()])
+}
+
+/// The name of the subject in DER.
+#[must_use]
+pub fn subject(der: &[u8]) -> Option<Vec<u8>> {
+    X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.subject().as_raw().to_vec())
+}
+
+/// Algorithm (contents of its AlgorithmIdentifier) and key bits of a SubjectPublicKeyInfo.
+#[must_use]
+pub fn key_parts(spki: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (whole, _) = element(spki)?;
+    let (algorithm, rest) = element(whole)?;
+    Some((algorithm, bits(rest)?))
+}
+
+/// The bytes of a BIT STRING without odd bits.
+fn bits(der: &[u8]) -> Option<&[u8]> {
+    match (der.first(), element(der)?.0) {
+        (Some(0x03), [0, bytes @ ..]) => Some(bytes),
+        _ => None,
+    }
+}
+
+/// Contents of the first element, and what follows it.
+fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&first, rest) = der.get(1..)?.split_first()?;
+    let (len, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81..=0x84 => {
+            let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            (digits.iter().fold(0_usize, |len, &digit| (len << 8) | usize::from(digit)), rest)
+        }
+        _ => return None,
+    };
+    rest.split_at_checked(len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match() {
+        for (pattern, name, want) in [
+            ("a.example", "a.example", true),
+            ("A.Example", "a.eXAMPLE", true),
+            ("alice", "Alice", true),
+            ("alice", "bob", false),
+            ("*.b.example", "a.b.example", true),
+            ("*.B.example", "a.b.Example", true),
+            ("*.b.example", "b.example", false),
+            ("*.b.example", ".b.example", false),
+            ("*.b.example", "x.a.b.example", false),
+            ("*.example", "a.example", false),
+            ("*.example.", "a.example.", false),
+            ("*", "a", false),
+            ("*", "*", true),
+            ("*a.example", "xa.example", false),
+            ("*..example", "a..example", false),
+            ("*.b..", "a.b..", false),
+            ("a.*.example", "a.b.example", false),
+            ("", "a", false),
+        ] {
+            assert_eq!(matches_name(pattern, name), want, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_compared_as_addresses() {
+        let names = Names {
+            dns: vec!["127.0.0.9".to_owned(), "db".to_owned()],
+            ips: vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()],
+            common_name: Some("10.0.0.1".to_owned()),
+        };
+        for (name, want) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("0:0:0:0:0:0:0:1", true),
+            ("10.0.0.1", true),
+            ("127.0.0.9", false),
+            ("127.0.0.2", false),
+            ("db", true),
+        ] {
+            assert_eq!(names.include(name), want, "{name}");
+        }
+        assert_eq!(names.iter().collect::<Vec<_>>(), ["127.0.0.9", "db", "10.0.0.1"]);
+    }
+
+    #[test]
+    fn elements() {
+        assert_eq!(element(b"\x30\x02ab"), Some((b"ab".as_slice(), b"".as_slice())));
+        assert_eq!(element(b"\x30\x81\x02abc"), Some((b"ab".as_slice(), b"c".as_slice())));
+        assert_eq!(element(b"\x30\x82\x00\x01a"), Some((b"a".as_slice(), b"".as_slice())));
+        for bad in
+            [b"".as_slice(), b"\x30", b"\x30\x03ab", b"\x30\x80ab", b"\x30\x85\0\0\0\0\0", b"\x30\x84\xff\xff\xff\xffa"]
+        {
+            assert_eq!(element(bad), None, "{bad:?}");
+        }
+        assert_eq!(bits(b"\x03\x03\x00ab"), Some(b"ab".as_slice()));
+        assert_eq!(bits(b"\x03\x03\x01ab"), None);
+        assert_eq!(bits(b"\x03\x00"), None);
+        assert_eq!(bits(b"\x04\x03\x00ab"), None);
+    }
+
+    #[test]
+    fn damaged_certificates_never_panic() {
+        let good = include_bytes!("testdata/leaf.der");
+        assert!(Names::of(good).is_some());
+        let mut state = 88_172_645_463_325_252_u64;
+        let mut below = move |limit: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 33).unwrap_or(0) % limit
+        };
+        for _ in 0..20_000 {
+            let mut bytes = good.to_vec();
+            for _ in 0..=below(4) {
+                let at = below(bytes.len());
+                match below(3) {
+                    0 => bytes[at] = u8::try_from(below(256)).unwrap_or(0),
+                    1 => drop(bytes.remove(at)),
+                    _ => bytes.truncate(at.max(1)),
+                }
+            }
+            let _ =
+                (Names::of(&bytes), end_point(&bytes), public_key(&bytes), subject(&bytes), check_validity(&bytes, 0));
+            let _ =
+                (plainly_issued(&bytes, Purpose::Client), plainly_issued(&bytes, Purpose::Server), key_parts(&bytes));
+        }
+    }
+
+    #[test]
+    fn what_certificates_say() {
+        let leaf = include_bytes!("testdata/leaf.der");
+        let names = Names::of(leaf).expect("readable");
+        assert_eq!(names.common_name.as_deref(), Some("alice"));
+        assert!(names.include("db.example") && names.include("x.wild.example") && names.include("192.0.2.1"));
+        assert!(!names.include("bob"));
+        assert_eq!(end_point(leaf), Some(Sha256::digest(leaf).to_vec()));
+        assert_eq!(end_point(include_bytes!("testdata/sha512.der")).map(|hash| hash.len()), Some(64));
+        assert_eq!(end_point(include_bytes!("testdata/ed25519.der")), None);
+        assert_eq!(end_point(include_bytes!("testdata/pss384.der")).map(|hash| hash.len()), Some(48));
+        let spki = public_key(leaf).expect("has a key");
+        assert!(key_parts(&spki).is_some());
+        assert_eq!(check_validity(leaf, 0), Err(Invalid::NotYet));
+        assert_eq!(check_validity(leaf, i64::from(u32::MAX) * 10), Err(Invalid::Expired));
+        assert_eq!(check_validity(b"", 0), Err(Invalid::Unreadable));
+        assert_eq!(plainly_issued(leaf, Purpose::Server), None);
+    }
+
+    #[test]
+    fn version_1_is_taken_apart() {
+        let der = include_bytes!("testdata/version1.der");
+        let issued = plainly_issued(der, Purpose::Client).expect("version 1");
+        let (_, certificate) = X509Certificate::from_der(der).expect("readable");
+        assert_eq!(issued.issuer, certificate.issuer().as_raw());
+        assert_eq!(issued.signed, certificate.tbs_certificate.as_ref());
+        assert_eq!(issued.signature, &*certificate.signature_value.data);
+        assert_eq!(subject(der).as_deref(), Some(certificate.subject().as_raw()));
+    }
+}
