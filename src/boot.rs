@@ -16,11 +16,12 @@ use crate::config::{Config, Settings, effective};
 use crate::id::WorkerId;
 use crate::log::{self, Fatal};
 use crate::net::listener::{self, ListenOptions, Listeners};
+use crate::net::tls::Contexts;
 use crate::pool::Pools;
 use crate::relay::vars::TrackedNames;
 use crate::shared::{Live, Post, Shared};
 use crate::supervisor::Supervisor;
-use crate::supervisor::reload::{FilesRead, Users, load, read_rules, read_users, verbosity};
+use crate::supervisor::reload::{FilesRead, Users, build_tls, load, read_rules, read_users, verbosity};
 use crate::sys;
 use crate::sys::pidfile::{self, Pidfile};
 use crate::takeover::{self, Takeover};
@@ -59,6 +60,8 @@ fn start(options: &Options) -> Result<(), Fatal> {
     let passed = sys::service::passed_sockets();
     let mut config = load(&options.config_file, None).ok_or_else(|| Fatal("cannot load config file".to_owned()))?;
     apply_options(&mut config, options);
+    // before the user changes: private keys are often root's
+    let tls = build_tls(&config).ok_or_else(|| Fatal("TLS setup failed".to_owned()))?;
     if let Some(user) = config.settings.user.as_deref().filter(|user| !user.is_empty()) {
         sys::user::switch_user(user)?;
     }
@@ -85,7 +88,7 @@ fn start(options: &Options) -> Result<(), Fatal> {
         old if passed > 0 => (listener::passed(passed, &listen, &Settings::default().unix_socket_dir)?, old),
         old => (listener::open(&listen)?, old),
     };
-    serve(config, read, listeners, port, predecessor)
+    serve(config, read, tls, listeners, port, predecessor)
 }
 
 /// Makes sure that nobody else runs, or takes over from whoever does.
@@ -162,6 +165,7 @@ fn listen_options(config: &Config, port: u16) -> ListenOptions {
 fn serve(
     config: Config,
     read: FilesRead,
+    tls: Contexts,
     listeners: Listeners,
     port: u16,
     predecessor: Option<Takeover>,
@@ -188,24 +192,25 @@ fn serve(
         posts.push(Post::new(waker, registry));
         polls.push(poll);
     }
-    let shared = Arc::new(Shared::new(
-        Broker::new(pools, usize::from(workers)),
-        posts,
-        names,
-        requests,
-        jobs,
-        mock_key,
-        PathBuf::from(&config.settings.unix_socket_dir),
-        port,
-        sys::user::own_uid(),
-    ));
-    let live = Arc::new(Live { config, users: Arc::new(read.users), hba: read.rules });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(usize::from(workers).max(2))
         .thread_name("helper")
         .build()
         .map_err(failed("cannot start the supervisor"))?;
+    let shared = Arc::new(Shared::new(
+        Broker::new(pools, usize::from(workers)),
+        posts,
+        names,
+        requests,
+        jobs,
+        runtime.handle().clone(),
+        mock_key,
+        PathBuf::from(&config.settings.unix_socket_dir),
+        port,
+        sys::user::own_uid(),
+    ));
+    let live = Arc::new(Live { config, users: Arc::new(read.users), hba: read.rules, tls: Arc::new(tls) });
     let mut acceptor = Some(acceptor(&listeners).map_err(failed("cannot share a listener"))?);
     let mut crew: Vec<Worker> = (0..workers)
         .zip(polls)

@@ -182,7 +182,7 @@ fn fail(argv0: &str, text: &str) -> Cli {
 #[must_use]
 pub fn version() -> String {
     format!(
-        "{PGBOUNCER_VERSION}\npgusher {}\nevents: mio\nadns: system getaddrinfo\ntls: none\n",
+        "{PGBOUNCER_VERSION}\npgusher {}\nevents: mio\nadns: system getaddrinfo\ntls: rustls (aws-lc-rs)\n",
         env!("CARGO_PKG_VERSION")
     )
 }

@@ -27,6 +27,8 @@ use crate::config::hba::Rules;
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
 use crate::net::stream::Socket;
+use crate::net::tls::Contexts;
+use crate::net::tls::session::Work;
 use crate::pool::{LaunchKind, PoolInfo, TestQuery};
 use crate::relay::handover::Known;
 use crate::relay::prepared::Statements;
@@ -140,6 +142,8 @@ pub struct Live {
     pub users: Arc<HashMap<String, Arc<UserSecret>>>,
     /// The access rules; none when they were never read.
     pub hba: Option<Arc<Rules>>,
+    /// TLS as it was built last: after a failure not what the settings say.
+    pub tls: Arc<Contexts>,
 }
 
 /// A client socket on its way to its worker.
@@ -235,6 +239,16 @@ pub enum Message {
         server: ServerId,
         derivation: Box<Derivation>,
         keys: Box<SaltedKeys>,
+    },
+    /// A step of a client's TLS handshake was computed.
+    ClientShook {
+        client: ClientRef,
+        work: Box<Work>,
+    },
+    /// A step of the TLS handshake with a server was computed.
+    ServerShook {
+        server: ServerId,
+        work: Box<Work>,
     },
     Resolved {
         server: ServerId,
@@ -385,6 +399,8 @@ pub struct Shared {
     next_socket: AtomicU64,
     pub requests: mpsc::UnboundedSender<Request>,
     pub jobs: mpsc::UnboundedSender<Job>,
+    /// The threads for slow login work; workers give them the steps of TLS handshakes directly.
+    pub helpers: tokio::runtime::Handle,
     /// Secret of this process from which the salts of unknown users come.
     pub mock_key: [u8; 32],
     /// Where servers without a host are, and the port of our own Unix socket.
@@ -406,6 +422,7 @@ impl Shared {
         names: Arc<TrackedNames>,
         requests: mpsc::UnboundedSender<Request>,
         jobs: mpsc::UnboundedSender<Job>,
+        helpers: tokio::runtime::Handle,
         mock_key: [u8; 32],
         unix_socket_dir: PathBuf,
         listen_port: u16,
@@ -423,6 +440,7 @@ impl Shared {
             next_socket: AtomicU64::new(0),
             requests,
             jobs,
+            helpers,
             mock_key,
             unix_socket_dir,
             listen_port,

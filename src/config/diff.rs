@@ -1,6 +1,6 @@
 //! What a reload changes for the pools: which entries and peers go, and whose servers are no longer right.
 
-use super::{Config, Database, Settings};
+use super::{Config, Database};
 
 /// The differences between the configuration in force and the next one that somebody has to act on. Sizes, limits,
 /// modes, timeouts and passwords need no action: they are looked up when they are used.
@@ -16,8 +16,6 @@ pub struct Changes {
     pub peers_removed: Vec<u16>,
     /// The address of these is another one.
     pub peers_to_reconnect: Vec<u16>,
-    /// Every server connection is closed as soon as it is free.
-    pub server_tls_changed: bool,
 }
 
 impl Config {
@@ -32,7 +30,6 @@ impl Config {
                 .cloned()
                 .collect(),
             wildcard_changed: self.wildcard != next.wildcard,
-            server_tls_changed: server_tls(&self.settings) != server_tls(&next.settings),
             ..Changes::default()
         };
         for (name, db) in &self.databases {
@@ -66,18 +63,6 @@ impl Database {
             || self.auth_query != new.auth_query
             || self.load_balance_hosts != new.load_balance_hosts
     }
-}
-
-/// The settings whose text decides how a server connection is encrypted.
-fn server_tls(settings: &Settings) -> impl PartialEq + '_ {
-    (
-        settings.server_tls_sslmode,
-        &settings.server_tls_protocols,
-        &settings.server_tls_ciphers,
-        &settings.server_tls_ca_file,
-        &settings.server_tls_cert_file,
-        &settings.server_tls_key_file,
-    )
 }
 
 #[cfg(test)]
@@ -129,12 +114,11 @@ mod tests {
             &[("1", "host=a"), ("2", "host=a"), ("3", "host=a pool_size=1")],
             None,
         );
-        let mut new = config(
+        let new = config(
             &[("moved", "port=2"), ("new", ""), ("same", "pool_size=2")],
             &[("2", "host=b"), ("3", "host=a"), ("4", "host=a")],
             Some("host=x"),
         );
-        new.settings.server_tls_ciphers = "secure".to_owned();
         let want = Changes {
             databases_added: vec!["new".to_owned()],
             databases_removed: vec!["gone".to_owned()],
@@ -142,12 +126,10 @@ mod tests {
             wildcard_changed: true,
             peers_removed: vec![1],
             peers_to_reconnect: vec![2],
-            server_tls_changed: true,
         };
         assert_eq!(old.changes_to(&new), want);
         assert_eq!(old.changes_to(&old), Changes::default());
         let mut other = old.clone();
-        other.settings.server_tls13_ciphers = Some("x".to_owned());
         other.settings.pool_mode = crate::config::PoolMode::Statement;
         assert_eq!(old.changes_to(&other), Changes::default());
     }

@@ -28,26 +28,8 @@ impl fmt::Display for UnbuiltSetting {
 }
 
 /// THE list of settings: a name, and the values that work besides the default.
-const SETTINGS: &[(&str, &[&str])] = &[
-    ("auth_type", &["any", "trust", "plain", "scram-sha-256", "hba", "pam"]),
-    ("auth_ldap_options", &[]),
-    ("client_tls13_ciphers", &[]),
-    ("client_tls_ca_file", &[]),
-    ("client_tls_cert_file", &[]),
-    ("client_tls_ciphers", &[]),
-    ("client_tls_dheparams", &[]),
-    ("client_tls_ecdhcurve", &[]),
-    ("client_tls_key_file", &[]),
-    ("client_tls_protocols", &[]),
-    ("client_tls_sslmode", &[]),
-    ("server_tls13_ciphers", &[]),
-    ("server_tls_ca_file", &[]),
-    ("server_tls_cert_file", &[]),
-    ("server_tls_ciphers", &[]),
-    ("server_tls_key_file", &[]),
-    ("server_tls_protocols", &[]),
-    ("server_tls_sslmode", &["disable", "allow"]),
-];
+const SETTINGS: &[(&str, &[&str])] =
+    &[("auth_type", &["any", "trust", "plain", "scram-sha-256", "hba", "pam"]), ("auth_ldap_options", &[])];
 
 impl Settings {
     /// The settings with a value that this build cannot serve.
@@ -105,21 +87,19 @@ mod tests {
         for (key, value, want) in [
             ("auth_type", "trust", None),
             ("auth_type", "SCRAM-SHA-256", None),
-            ("server_tls_sslmode", "allow", None),
-            ("client_tls_sslmode", "Disable", None),
             (
-                "client_tls_sslmode",
-                "require",
+                "syslog",
+                "1",
                 Some(
-                    "setting \"client_tls_sslmode\" is set to \"require\", which this build does not support; \
-                     remove it or set it to its default \"disable\"",
+                    "setting \"syslog\" is set to \"1\", which this build does not support; \
+                     remove it or set it to its default \"0\"",
                 ),
             ),
             (
-                "server_tls_ca_file",
+                "auth_hba_file",
                 "/x",
                 Some(
-                    "setting \"server_tls_ca_file\" is set to \"/x\", which this build does not support; \
+                    "setting \"auth_hba_file\" is set to \"/x\", which this build does not support; \
                      remove it or leave it empty",
                 ),
             ),

@@ -1,4 +1,5 @@
-//! Sockets: what we listen on, and the one type for what is connected.
+//! Sockets: what we listen on, the one type for what is connected, and TLS on it.
 
 pub mod listener;
 pub mod stream;
+pub mod tls;

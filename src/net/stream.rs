@@ -4,6 +4,9 @@
 //! when a call finds nothing left. A read that does not fill its buffer has emptied the socket, so no second read is made
 //! just to be told so, unless the peer has closed its side. What cannot be written at once waits in a buffer of the
 //! stream, and whoever feeds it must not be read until that is gone.
+//!
+//! With TLS the same calls carry plaintext, and what waits to be written is ciphertext. The socket being empty and
+//! nothing being left to read are two things then: [`Stream::readable`] speaks of the second.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
@@ -13,6 +16,7 @@ use mio::event::{Event, Source};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
+use crate::net::tls::session::{Next, Session, Work};
 use crate::relay::out::Out;
 
 /// Most pieces given to one vectored write.
@@ -98,6 +102,20 @@ pub enum ReadResult {
     Failed(io::Error),
 }
 
+/// What a handshake came to.
+#[derive(Debug)]
+pub enum Handshake {
+    /// The session stands.
+    Done,
+    /// Nothing more can be done now.
+    Wait,
+    /// This is to be run, off the event loop, and given back to [`Stream::worked`].
+    Work(Box<Work>),
+    /// The peer is gone.
+    Gone,
+    Failed(String),
+}
+
 /// A socket with its readiness and what waits to be written.
 #[derive(Debug)]
 pub struct Stream {
@@ -106,6 +124,7 @@ pub struct Stream {
     /// The peer has closed its side, or the socket failed: an end of file will be read.
     closing: bool,
     pending: Option<Box<Pending>>,
+    tls: Option<Box<Session>>,
 }
 
 #[derive(Debug, Default)]
@@ -117,7 +136,7 @@ struct Pending {
 impl Stream {
     #[must_use]
     pub const fn new(socket: Socket) -> Self {
-        Self { socket, readable: false, closing: false, pending: None }
+        Self { socket, readable: false, closing: false, pending: None, tls: None }
     }
 
     #[must_use]
@@ -135,7 +154,7 @@ impl Stream {
     /// # Errors
     /// The poller refused, for want of memory.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        self.readable = false;
+        self.readable = self.tls.as_ref().is_some_and(|session| session.holds_input());
         registry.register(self.socket.source(), token, Interest::READABLE | Interest::WRITABLE)
     }
 
@@ -194,12 +213,20 @@ impl Stream {
 
     /// Takes the socket out of the poller, before it is closed.
     pub fn retire(&mut self, registry: &Registry) {
+        if let (Some(session), None) = (&mut self.tls, &self.pending) {
+            let mut goodbye = Vec::new();
+            session.close(&mut goodbye);
+            let _ = self.socket.write(&goodbye);
+        }
         let _ = registry.deregister(self.socket.source());
     }
 
     /// Reads once.
     #[inline]
     pub fn read(&mut self, buffer: &mut [u8]) -> ReadResult {
+        if self.tls.is_some() {
+            return self.read_tls(buffer);
+        }
         loop {
             match self.socket.read(buffer) {
                 Ok(0) => return ReadResult::Eof,
@@ -241,6 +268,9 @@ impl Stream {
         if out.is_empty() {
             return Ok(());
         }
+        if self.tls.is_some() {
+            return self.write_tls(out.slices(input));
+        }
         if self.pending.is_some() {
             self.keep(out.slices(input), 0);
             return Ok(());
@@ -270,6 +300,14 @@ impl Stream {
         if bytes.is_empty() {
             return Ok(());
         }
+        if self.tls.is_some() {
+            return self.write_tls(std::iter::once(bytes));
+        }
+        self.write_raw(bytes)
+    }
+
+    /// Writes `bytes` as they are; the rest waits.
+    fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         let written = if self.pending.is_some() { 0 } else { unless_blocked(self.write_once(bytes))? };
         if written < bytes.len() {
             self.keep(std::iter::once(bytes), written);
@@ -309,6 +347,108 @@ impl Stream {
             }
         }
         Ok(true)
+    }
+
+    /// Everything that is read and written from now on belongs to this session, beginning with its handshake.
+    pub fn start_tls(&mut self, session: Box<Session>) {
+        self.tls = Some(session);
+    }
+
+    /// The connection's TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Session> {
+        self.tls.as_deref()
+    }
+
+    /// Is a TLS handshake under way?
+    #[must_use]
+    pub fn shakes_hands(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| !session.is_established())
+    }
+
+    /// Goes on with the handshake as far as the peer's bytes allow.
+    pub fn handshake(&mut self) -> Handshake {
+        let Some(session) = &mut self.tls else { return Handshake::Done };
+        let mut out = Vec::new();
+        let next = session.advance(&mut out);
+        self.after_step(next, &out)
+    }
+
+    /// Takes back what was to be run for the handshake.
+    pub fn worked(&mut self, work: Work) -> Handshake {
+        let Some(session) = &mut self.tls else { return Handshake::Done };
+        let mut out = Vec::new();
+        let next = session.worked(work, &mut out);
+        self.after_step(next, &out)
+    }
+
+    fn after_step(&mut self, mut next: Next, out: &[u8]) -> Handshake {
+        if !out.is_empty() && self.write_raw(out).is_err() && !matches!(next, Next::Failed(_)) {
+            return Handshake::Gone;
+        }
+        loop {
+            match next {
+                Next::Established => {
+                    self.readable |= self.tls.as_ref().is_some_and(|session| session.holds_input());
+                    return Handshake::Done;
+                }
+                Next::Work(work) => return Handshake::Work(work),
+                Next::Away => return Handshake::Wait,
+                Next::Failed(why) => return Handshake::Failed(why),
+                Next::Read if !self.readable => return Handshake::Wait,
+                Next::Read => {}
+            }
+            next = match self.read_handshake() {
+                Ok(next) => next,
+                Err(result) => return result,
+            };
+        }
+    }
+
+    fn read_handshake(&mut self) -> Result<Next, Handshake> {
+        let mut bytes = [0; 4096];
+        let Some(session) = &mut self.tls else { return Err(Handshake::Done) };
+        match retry(|| self.socket.read(&mut bytes)) {
+            Ok(0) => return Err(Handshake::Gone),
+            Ok(n) => {
+                if n < bytes.len() && !self.closing {
+                    self.readable = false;
+                }
+                session.receive(&bytes[..n]).map_err(Handshake::Failed)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                return Err(Handshake::Wait);
+            }
+            Err(_) => return Err(Handshake::Gone),
+        }
+        let mut out = Vec::new();
+        let next = session.advance(&mut out);
+        if !out.is_empty() && self.write_raw(&out).is_err() && !matches!(next, Next::Failed(_)) {
+            return Err(Handshake::Gone);
+        }
+        Ok(next)
+    }
+
+    #[inline(never)]
+    fn read_tls(&mut self, buffer: &mut [u8]) -> ReadResult {
+        let Some(session) = &mut self.tls else { return ReadResult::Nothing };
+        let seen = session.read(&mut self.socket, self.closing, buffer);
+        self.readable = seen.more;
+        if !seen.out.is_empty() {
+            // if the peer is gone, that is for the next read to find out
+            let _ = self.write_raw(&seen.out);
+        }
+        seen.result
+    }
+
+    #[inline(never)]
+    fn write_tls<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+        let Some(mut session) = self.tls.take() else { return Ok(()) };
+        let written = session.write(pieces, |sealed| self.write_raw(sealed));
+        self.readable |= session.holds_input();
+        self.tls = Some(session);
+        written
     }
 
     /// True when a connecting socket has arrived.

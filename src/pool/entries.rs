@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Pools;
-use super::api::{Action, Attached, CloseScope, LaunchKind, PoolInfo};
+use super::api::{Action, Attached, LaunchKind, PoolInfo};
 use super::limits::{Entry, EntryKind, limit};
 use super::pool::{Pool, Sizes};
 use super::slot::ServerState;
@@ -34,9 +34,6 @@ impl<S, R: Clone> Pools<S, R> {
         }
         for db in stale {
             self.reconnect_entry(db, now);
-        }
-        if changes.server_tls_changed {
-            self.tag_servers(CloseScope::All);
         }
         self.serve_all(now);
     }
@@ -378,20 +375,6 @@ impl<S, R: Clone> Pools<S, R> {
                 }
             }
             self.serve(pool, now);
-        }
-    }
-
-    /// Marks servers to be closed as they fall free, and keeps what is known about the pool.
-    pub(super) fn tag_servers(&mut self, scope: CloseScope) {
-        let servers: Vec<ServerId> = self
-            .servers
-            .iter()
-            .filter(|(_, server)| scope.covers(self.pools[server.pool].db))
-            .filter(|(_, server)| !matches!(server.state, ServerState::New | ServerState::ActiveCancel))
-            .map(|(id, _)| id)
-            .collect();
-        for server in servers {
-            self.tag(server);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Console commands: [`crate::admin`] joined to the pools and the workers.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
 use crate::admin::command::{Command, Shutdown, Topic};
@@ -10,7 +12,7 @@ use crate::config::keys;
 use crate::id::ClientRef;
 use crate::pool::{PauseMode, ShutdownMode};
 use crate::shared::{ConsoleCommand, Message};
-use crate::supervisor::reload::missing_library;
+use crate::supervisor::reload::{build_tls, missing_library};
 use crate::supervisor::{Pending, PendingKind, Supervisor};
 use crate::worker::console::log_refusal;
 
@@ -87,7 +89,15 @@ impl Supervisor {
                 reply::set_ignored(&mut out);
                 Ok(Done::Bytes(out))
             }
-            Command::Set { key, value } => self.set(&key, &value).map(|()| Done::Tag(tag)),
+            Command::Set { key, value } => self.set(&key, &value).map(|notice| match notice {
+                None => Done::Tag(tag),
+                Some(notice) => {
+                    let mut out = Vec::new();
+                    reply::notice(&mut out, notice, None);
+                    reply::complete(&mut out, &tag);
+                    Done::Bytes(out)
+                }
+            }),
             Command::Reload => match self.reload() {
                 true => Ok(Done::Tag(tag)),
                 false => {
@@ -152,7 +162,8 @@ impl Supervisor {
         found
     }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<(), Refusal> {
+    /// Sets a setting; what comes back is a notice for the console.
+    fn set(&mut self, key: &str, value: &str) -> Result<Option<&'static str>, Refusal> {
         let changed = self.live.config.set_setting(key, value).map_err(|error| {
             if let Some(detail) = error.detail(key) {
                 tracing::error!("{detail}");
@@ -170,8 +181,14 @@ impl Supervisor {
         if keys::find(key).is_some_and(|key| !key.changeable) {
             tracing::warn!("{key} can only be changed by a restart");
         }
-        self.put_in_force(changed, None);
-        Ok(())
+        if !key.contains("_tls_") && !key.contains("_tls13_") {
+            self.put_in_force(changed, None, None);
+            return Ok(None);
+        }
+        let tls = build_tls(&changed).map(Arc::new);
+        let failed = tls.is_none();
+        self.put_in_force(changed, None, tls);
+        Ok(failed.then_some("TLS settings could not be applied, still using old configuration"))
     }
 
     async fn show(&mut self, topic: Topic) -> Result<Done, Refusal> {

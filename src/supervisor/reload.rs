@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::config::hba::{self, Rules};
 use crate::config::{self, AuthType, Config, Level, LogLine, ident, userlist};
 use crate::log;
+use crate::net::tls::Contexts;
 use crate::shared::{Live, Message, UserSecret};
 use crate::supervisor::Supervisor;
 use crate::sys::pam::Pam;
@@ -116,6 +117,17 @@ fn logged<T>((value, lines): (T, Vec<LogLine>)) -> T {
     value
 }
 
+/// Builds the TLS contexts and logs why it cannot be done.
+pub fn build_tls(config: &Config) -> Option<Contexts> {
+    match Contexts::build(&config.settings) {
+        Ok(contexts) => Some(contexts),
+        Err(lines) => {
+            lines.iter().for_each(|line| tracing::error!("{line}"));
+            None
+        }
+    }
+}
+
 impl Supervisor {
     pub(super) fn hangup(&mut self) {
         tracing::info!("got SIGHUP, re-reading config");
@@ -134,9 +146,14 @@ impl Supervisor {
             return false;
         };
         let read = FilesRead { users: read_users(&config, &self.live.users), rules: read_rules(&config) };
-        self.put_in_force(config, Some(read));
+        let tls = build_tls(&config).map(Arc::new);
+        if tls.is_none() {
+            tracing::error!("TLS configuration could not be reloaded, keeping old configuration");
+        }
+        let done = tls.is_some();
+        self.put_in_force(config, Some(read), tls);
         self.reopen_logs();
-        true
+        done
     }
 
     fn reopen_logs(&self) {
@@ -145,14 +162,16 @@ impl Supervisor {
         log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, true);
     }
 
-    /// Gives everybody the new configuration.
-    pub(super) fn put_in_force(&mut self, config: Config, read: Option<FilesRead>) {
+    /// Gives everybody the new configuration, and new TLS contexts if there are any.
+    pub(super) fn put_in_force(&mut self, config: Config, read: Option<FilesRead>, tls: Option<Arc<Contexts>>) {
         let config = Arc::new(config);
         let (users, hba) = match read {
             Some(read) => (Arc::new(read.users), read.rules),
             None => (self.live.users.clone(), self.live.hba.clone()),
         };
-        self.live = Arc::new(Live { config: config.clone(), users: users.clone(), hba });
+        let servers_outdated = tls.as_ref().is_some_and(|new| new.outdates_servers_of(&self.live.tls));
+        let tls = tls.unwrap_or_else(|| self.live.tls.clone());
+        self.live = Arc::new(Live { config: config.clone(), users: users.clone(), hba, tls });
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;
         log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, false);
@@ -164,6 +183,10 @@ impl Supervisor {
         self.pools(|broker| {
             broker.pools.set_known_users(users.keys().cloned());
             broker.pools.configure(config, now);
+            if servers_outdated {
+                // without databases there is nothing to reconnect
+                let _ = broker.pools.reconnect(None, now);
+            }
         });
     }
 }

@@ -20,6 +20,7 @@ use crate::worker::Worker;
 use crate::worker::client::{Client, End, Phase};
 use crate::worker::login::{reported, tokens};
 use crate::worker::peer::PeerAddr;
+use crate::worker::tls;
 
 /// An entry of the configuration.
 pub(super) type Entry = (DbId, Arc<Database>);
@@ -173,8 +174,7 @@ impl Worker {
             && let Some(params) = &login.params
         {
             let database = reported(&params.database);
-            let facts = client.facts();
-            let tls = facts.tls.as_ref().map_or("no", |tls| tls.info.as_str());
+            let tls = tls::info(&client.stream).unwrap_or_else(|| "no".to_owned());
             let replication = client.replication().log();
             tracing::info!(
                 "{}login attempt: db={database} user={user} tls={tls} replication={replication}",

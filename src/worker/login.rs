@@ -40,7 +40,13 @@ impl Worker {
     pub(super) fn login(&mut self, client: &mut Client) -> Result<(), End> {
         client.stream.flush().map_err(|_| gone())?;
         loop {
+            if client.stream.shakes_hands() && !self.client_handshake(client)? {
+                return Ok(());
+            }
             while let Next::Again = self.login_step(client)? {}
+            if client.stream.shakes_hands() {
+                continue;
+            }
             let Phase::Login(login) = &mut client.phase else { return self.logged_in(client) };
             if login.busy || !client.stream.readable() {
                 return Ok(());
@@ -73,6 +79,12 @@ impl Worker {
             return Ok(Next::Wait);
         }
         let max_packet = u32::try_from(self.live.config.settings.max_packet_size).unwrap_or(u32::MAX);
+        if login.auth.is_none() && self.begins_with_tls(client) {
+            let received = login_mut(client).map(|login| std::mem::take(&mut login.received)).unwrap_or_default();
+            self.start_client_tls(client, received)?;
+            return Ok(Next::Wait);
+        }
+        let Phase::Login(login) = &mut client.phase else { return Ok(Next::Wait) };
         let step = startup::next(&login.received, max_packet);
         if login.auth.is_some() {
             return match step {
@@ -88,8 +100,17 @@ impl Worker {
         }
         match step {
             startup::Step::SslRequest { total_len } => {
+                if client.stream.tls().is_some() {
+                    return Err(Disconnect::silent("SSL req inside SSL").into());
+                }
                 encryption(login, total_len, "SSL")?;
-                client.stream.write_bytes(b"N").map_err(|_| gone())?;
+                let offered = self.offers_tls(client);
+                let answer = if offered { b"S" } else { b"N" };
+                client.stream.write_bytes(answer).map_err(|_| gone())?;
+                if offered {
+                    self.start_client_tls(client, Vec::new())?;
+                    return Ok(Next::Wait);
+                }
                 Ok(Next::Again)
             }
             startup::Step::GssEncRequest { total_len } => {
@@ -108,6 +129,9 @@ impl Worker {
     }
 
     fn startup(&mut self, client: &mut Client, minor: u16, body: &[u8]) -> Result<(), End> {
+        if self.lacks_tls(client) {
+            return Err(Disconnect::fatal("SSL required").into());
+        }
         let params = self.startup_params(client, minor, body)?;
         let settings = &self.live.config.settings;
         let limit = usize::try_from(settings.max_client_conn).unwrap_or(0);
@@ -139,6 +163,13 @@ impl Worker {
             }
             refused.disconnect.into()
         })
+    }
+}
+
+fn login_mut(client: &mut Client) -> Option<&mut Login> {
+    match &mut client.phase {
+        Phase::Login(login) => Some(login),
+        _ => None,
     }
 }
 

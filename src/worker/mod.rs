@@ -25,6 +25,7 @@ pub mod server;
 mod suspend;
 mod sweep;
 pub(crate) mod table;
+mod tls;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -224,6 +225,8 @@ impl Worker {
             Message::Judged { client, accepted } => self.judged(client, accepted),
             Message::SystemUser { client, name } => self.system_user(client, name.as_deref()),
             Message::ServerDerived { server, derivation, keys } => self.server_derived(server, *derivation, &keys),
+            Message::ClientShook { client, work } => self.client_shook(client, *work),
+            Message::ServerShook { server, work } => self.server_shook(server, *work),
             Message::Resolved { server, addresses } => self.resolved(server, addresses),
             Message::Live(live) => self.live = live,
             Message::Picture(reply) => {

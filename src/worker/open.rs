@@ -1,7 +1,7 @@
 //! Opening a server connection: address, connect, login, connect_query. Also the connections that carry cancel requests.
 //!
 //! ```text
-//! Resolving -> Connecting -> Login [-> Deriving -> Login] -> [ConnectQuery ->] handed to the pools
+//! Resolving -> Connecting [-> SslAnswer [-> Handshake]] -> Login [-> Deriving -> Login] -> [ConnectQuery ->] to the pools
 //!                        \-> Carrying                                  (cancel requests)
 //! ```
 
@@ -21,7 +21,8 @@ use crate::config::LoadBalanceHosts;
 use crate::disconnect::Disconnect;
 use crate::id::{PoolId, ServerId};
 use crate::net::listener::{TcpOptions, apply_server_options, unix_address, unix_socket_path};
-use crate::net::stream::{ReadResult, Socket, Stream};
+use crate::net::stream::{Handshake, ReadResult, Socket, Stream};
+use crate::net::tls::session::Work;
 use crate::pool::{Address, FailureKind, LaunchKind, LoginFailure, PoolInfo};
 use crate::relay::side::ServerSide;
 use crate::relay::vars::Vars;
@@ -38,6 +39,7 @@ use crate::worker::peer::PeerAddr;
 use crate::worker::replication::Dedicated;
 use crate::worker::server::Server;
 use crate::worker::table::{Place, server_token};
+use crate::worker::tls;
 
 /// Most bytes of login messages that are kept; a server that says more is not one.
 const MAX_RECEIVED: usize = 1 << 20;
@@ -52,6 +54,9 @@ const CANNOT_CONNECT_NOW: &[u8] = b"57P03";
 pub(crate) enum Stage {
     Resolving,
     Connecting,
+    /// The server was asked for TLS.
+    SslAnswer,
+    Handshake,
     Login,
     /// A slow derivation runs.
     Deriving,
@@ -67,6 +72,8 @@ pub(crate) struct Opening {
     kind: LaunchKind,
     pool: Arc<PoolShared>,
     info: PoolInfo,
+    /// The item of the host list that this connection goes to.
+    host: String,
     pub(crate) stage: Stage,
     stream: Option<Stream>,
     addr: PeerAddr,
@@ -144,6 +151,10 @@ impl Opening {
         self.dedicated.as_ref().map_or(Replication::None, |dedicated| dedicated.wishes.kind)
     }
 
+    pub(crate) fn tls_info(&self) -> Option<String> {
+        self.stream.as_ref().and_then(tls::info)
+    }
+
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         self.stream.as_ref().and_then(|stream| stream.socket().local_addr())
     }
@@ -165,6 +176,7 @@ impl Worker {
             kind,
             pool: shared,
             info,
+            host: String::new(),
             stage: Stage::Resolving,
             stream: None,
             addr: PeerAddr::Unix { pid: None, uid: None, port },
@@ -190,6 +202,7 @@ impl Worker {
             }
         }
         let host = self.next_host(&opening);
+        opening.host.clone_from(&host);
         let port = port_of(&opening.info);
         if host.is_empty() || host.starts_with('/') || host.starts_with('@') {
             return self.locate_unix(opening, &host, port);
@@ -315,6 +328,17 @@ impl Worker {
         if stream.is_blocked() {
             stream.flush().map_err(|_| crashed())?;
         }
+        if matches!(opening.stage, Stage::SslAnswer) && !self.ssl_answer(opening)? {
+            return Ok(Progress::Wait);
+        }
+        if matches!(opening.stage, Stage::Handshake) {
+            let Some(stream) = &mut opening.stream else { return Ok(Progress::Wait) };
+            let next = stream.handshake();
+            if !self.after_server_step(opening, next)? {
+                return Ok(Progress::Wait);
+            }
+        }
+        let Some(stream) = &mut opening.stream else { return Ok(Progress::Wait) };
         loop {
             let read = match stream.readable() {
                 true => stream.read(&mut self.scratch.input),
@@ -346,7 +370,82 @@ impl Worker {
                 None => tracing::info!("{}new connection to server", opening.prefix()),
             }
         }
-        if self.carry(opening)? { Ok(()) } else { self.send_startup(opening) }
+        if self.carry(opening)? {
+            return Ok(());
+        }
+        if self.live.tls.servers.is_none() || matches!(opening.addr, PeerAddr::Unix { .. }) {
+            return self.send_startup(opening);
+        }
+        let mut out = Vec::new();
+        encode::ssl_request(&mut out);
+        opening.stage = Stage::SslAnswer;
+        write(opening, &out)
+    }
+
+    /// Reads the one byte that answers an SSLRequest. False if it is not there yet.
+    fn ssl_answer(&mut self, opening: &mut Opening) -> Result<bool, Failed> {
+        let Some(stream) = opening.stream.as_mut().filter(|stream| stream.readable()) else { return Ok(false) };
+        let read = match stream.read(&mut self.scratch.input) {
+            ReadResult::Data(n) => n,
+            ReadResult::Nothing => return Ok(false),
+            ReadResult::Eof | ReadResult::Failed(_) => return Err(crashed()),
+        };
+        // what comes after the byte could have been put there by anybody
+        if read > 1 {
+            return Err(Failed::connect("received unencrypted data after SSL response"));
+        }
+        // the contexts may have been replaced since the question
+        let context = self.live.tls.servers.as_ref();
+        match self.scratch.input[0] {
+            b'S' => {
+                let session = match context.map(|context| context.connect(&opening.host)) {
+                    Some(Ok(session)) => session,
+                    Some(Err(why)) => return Err(handshake_failed(opening, &why)),
+                    None => return Err(Failed::connect("bad sslreq answer")),
+                };
+                stream.start_tls(session);
+                opening.stage = Stage::Handshake;
+                Ok(true)
+            }
+            b'N' if context.is_some_and(|context| context.is_required()) => Err(Failed::connect("server refused SSL")),
+            b'N' => {
+                self.send_startup(opening)?;
+                Ok(true)
+            }
+            _ => Err(Failed::connect("bad sslreq answer")),
+        }
+    }
+
+    /// True when the handshake is over.
+    fn after_server_step(&mut self, opening: &mut Opening, next: Handshake) -> Result<bool, Failed> {
+        match next {
+            Handshake::Done => {
+                if self.live.config.settings.log_connections {
+                    let info = opening.tls_info().unwrap_or_default();
+                    tracing::info!("{}SSL established: {info}", opening.prefix());
+                }
+                self.send_startup(opening)?;
+                Ok(true)
+            }
+            Handshake::Wait => Ok(false),
+            Handshake::Work(work) => {
+                self.compute_for_server(opening.me, work);
+                Ok(false)
+            }
+            Handshake::Gone => Err(crashed()),
+            Handshake::Failed(why) => Err(handshake_failed(opening, &why)),
+        }
+    }
+
+    /// A step of the handshake with a server was computed.
+    pub(super) fn server_shook(&mut self, server: ServerId, work: Work) {
+        let Place::Opening(mut opening) = self.places.take(server) else { return };
+        let Some(stream) = &mut opening.stream else { return };
+        let next = stream.worked(work);
+        match self.after_server_step(&mut opening, next) {
+            Ok(_) => self.advance(opening),
+            Err(failed) => self.opening_failed(*opening, failed),
+        }
     }
 
     fn send_startup(&mut self, opening: &mut Opening) -> Result<(), Failed> {
@@ -426,7 +525,7 @@ impl Worker {
         let received = std::mem::take(&mut opening.received);
         let mut pos = 0;
         let mut done = Progress::Wait;
-        while !matches!(opening.stage, Stage::Deriving | Stage::Carrying | Stage::Connecting | Stage::Resolving) {
+        while matches!(opening.stage, Stage::Login | Stage::ConnectQuery) {
             let before = pos;
             let item = Scanner::default().next(&received, &mut pos, i32::MAX as u32);
             let item = item.map_err(|_| Failed::connect("bad pkt header"))?;
@@ -637,6 +736,12 @@ fn refused(body: &[u8]) -> Failed {
     let sqlstate = lossy(fields.sqlstate.or(Some(b"08P01")));
     let relay = (fields.sqlstate != Some(CANNOT_CONNECT_NOW)).then(|| Disconnect::relayed(sqlstate, text.clone()));
     Failed { reason: text, kind: FailureKind::Login { relay } }
+}
+
+/// Logs why a handshake failed.
+fn handshake_failed(opening: &Opening, why: &str) -> Failed {
+    tracing::warn!("{}{}", opening.prefix(), tls::failure(why));
+    crashed()
 }
 
 fn crashed() -> Failed {

@@ -16,6 +16,7 @@ use crate::worker::open::{Opening, Stage};
 use crate::worker::peer::PeerAddr;
 use crate::worker::server::Server;
 use crate::worker::table::Place;
+use crate::worker::tls;
 
 // Positions among the tracked parameters.
 const DATESTYLE: usize = 0;
@@ -90,7 +91,7 @@ impl Worker {
             ptr: client.ptr(),
             link: client.server.as_ref().map(|server| server.ptr()),
             remote_pid: client.peer.pid(),
-            tls: String::new(),
+            tls: tls::info(&client.stream).unwrap_or_default(),
             application_name: client.side.vars.get(APPLICATION_NAME).unwrap_or_default().to_owned(),
             prepared_statements: client.side.prepared_statements() as u64,
             id: client.id,
@@ -122,7 +123,7 @@ impl Worker {
             ptr: opening.ptr(),
             link: None,
             remote_pid: 0,
-            tls: String::new(),
+            tls: opening.tls_info().unwrap_or_default(),
             application_name: String::new(),
             prepared_statements: 0,
             id: opening.id(),
@@ -163,7 +164,7 @@ pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16) 
             0 => server.backend_pid(),
             pid => pid,
         },
-        tls: String::new(),
+        tls: tls::info(&server.stream).unwrap_or_default(),
         application_name: server.side.vars.get(APPLICATION_NAME).unwrap_or_default().to_owned(),
         prepared_statements: server.side.statements.len() as u64,
         id: server.id,

@@ -1,0 +1,114 @@
+//! TLS handshakes of a worker's connections. Steps that compute much run on the helper threads, so that a storm of logins
+//! holds up nobody who is in the middle of a query.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+
+use crate::disconnect::Disconnect;
+use crate::id::{ClientRef, ServerId};
+use crate::net::stream::{Handshake, Stream};
+use crate::net::tls::session::Work;
+use crate::shared::Message;
+use crate::worker::Worker;
+use crate::worker::client::{Client, End, Phase};
+use crate::worker::peer::PeerAddr;
+
+/// The first byte of a client that begins with TLS instead of asking for it.
+const DIRECT: u8 = 0x16;
+
+impl Worker {
+    /// Begins a client's TLS. `received` is what it has said of it.
+    pub(super) fn start_client_tls(&self, client: &mut Client, received: Vec<u8>) -> Result<(), End> {
+        let Some(context) = &self.live.tls.clients else { return Ok(()) };
+        match context.accept(received) {
+            Ok(session) => client.stream.start_tls(session),
+            Err(why) => return Err(handshake_failed(&client.prefix(), &why).into()),
+        }
+        Ok(())
+    }
+
+    /// Is this client offered TLS?
+    pub(super) fn offers_tls(&self, client: &Client) -> bool {
+        matches!(client.peer, PeerAddr::Tcp(_)) && self.live.tls.clients.is_some()
+    }
+
+    /// Must this client use TLS, and does not?
+    pub(super) fn lacks_tls(&self, client: &Client) -> bool {
+        let required = self.live.tls.clients.as_ref().is_some_and(|context| context.is_required());
+        required && matches!(client.peer, PeerAddr::Tcp(_)) && client.stream.tls().is_none()
+    }
+
+    /// A client that says hello in TLS without having asked.
+    pub(super) fn begins_with_tls(&self, client: &Client) -> bool {
+        let Phase::Login(login) = &client.phase else { return false };
+        login.received.first() == Some(&DIRECT) && client.stream.tls().is_none() && self.offers_tls(client)
+    }
+
+    /// Goes on with a client's handshake. True when it is over.
+    pub(super) fn client_handshake(&self, client: &mut Client) -> Result<bool, End> {
+        let next = client.stream.handshake();
+        self.after_client_step(client, next)
+    }
+
+    fn after_client_step(&self, client: &mut Client, next: Handshake) -> Result<bool, End> {
+        match next {
+            Handshake::Done => Ok(true),
+            Handshake::Wait => Ok(false),
+            Handshake::Work(work) => {
+                let me = client.me;
+                self.compute(work, move |work| Message::ClientShook { client: me, work });
+                Ok(false)
+            }
+            Handshake::Gone => Err(gone().into()),
+            Handshake::Failed(why) => Err(handshake_failed(&client.prefix(), &why).into()),
+        }
+    }
+
+    /// A step of one of our clients was computed.
+    pub(super) fn client_shook(&mut self, who: ClientRef, work: Work) {
+        let Some(mut client) = self.clients.take(who) else { return };
+        let next = client.stream.worked(work);
+        match self.after_client_step(&mut client, next) {
+            Ok(_) => {
+                self.clients.put_back(client);
+                self.turn(who);
+            }
+            Err(end) => self.disconnect(client, end),
+        }
+    }
+
+    /// A step towards a server, to be computed elsewhere.
+    pub(super) fn compute_for_server(&self, server: ServerId, work: Box<Work>) {
+        self.compute(work, move |work| Message::ServerShook { server, work });
+    }
+
+    fn compute(&self, mut work: Box<Work>, message: impl FnOnce(Box<Work>) -> Message + Send + 'static) {
+        let (shared, worker) = (self.shared.clone(), self.id);
+        self.shared.helpers.spawn_blocking(move || {
+            if catch_unwind(AssertUnwindSafe(|| work.run())).is_err() {
+                shared.guard_trips.fetch_add(1, Ordering::Relaxed);
+            }
+            shared.post(worker).send(message(work));
+        });
+    }
+}
+
+/// How a connection's TLS is shown; none without TLS.
+pub(super) fn info(stream: &Stream) -> Option<String> {
+    stream.tls().and_then(|session| session.info())
+}
+
+/// Logs why a handshake failed; a client is told nothing more than the alert that it got.
+fn handshake_failed(prefix: &str, why: &str) -> Disconnect {
+    tracing::warn!("{prefix}{}", failure(why));
+    gone()
+}
+
+/// The text of a failure.
+pub(super) fn failure(why: &str) -> String {
+    format!("TLS handshake error: handshake failed: {why}")
+}
+
+fn gone() -> Disconnect {
+    Disconnect::silent("client unexpected eof")
+}
