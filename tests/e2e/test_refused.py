@@ -8,8 +8,6 @@ pytestmark = pytest.mark.ours
 
 SETTINGS = {
     "auth_type": "ldap",
-    "client_tls_sslmode": "require",
-    "server_tls_sslmode": "verify-full",
 }
 
 

@@ -150,6 +150,15 @@ class Pooler:
         with self.console() as console:
             console.query("SHOW VERSION")
 
+    def unix_console(self, user="admin"):
+        """A console over the Unix socket, which needs no TLS."""
+        return Wire(path=self.unix_path).login(user, "pgbouncer", self.userlist.get(user))
+
+    def reload_over_unix(self):
+        """RELOAD, for poolers whose TCP clients must use TLS."""
+        with self.unix_console() as console:
+            console.query("RELOAD")
+
     def log(self):
         return self.stderr.read_text(errors="replace") if self.stderr.exists() else ""
 

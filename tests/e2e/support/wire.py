@@ -168,6 +168,18 @@ class Wire:
     def send(self, data):
         self.sock.sendall(data)
 
+    def ask_for_tls(self):
+        """Sends SSLRequest; the one byte that comes back."""
+        self.send(struct.pack("!II", 8, SSL_REQUEST))
+        return self.raw(1)
+
+    def start_tls(self, context, direct=False, name="localhost"):
+        """From here on everything goes through TLS."""
+        if not direct:
+            assert self.ask_for_tls() == b"S"
+        self.sock = context.wrap_socket(self.sock, server_hostname=name)
+        return self
+
     def startup(self, user=None, database=None, code=PROTOCOL_3_0, **params):
         named = {k: v for k, v in (("user", user), ("database", database)) if v is not None}
         self.send(startup_packet({**named, **params}, code))
