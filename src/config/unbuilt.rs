@@ -29,7 +29,7 @@ impl fmt::Display for UnbuiltSetting {
 
 /// THE list of settings: a name, and the values that work besides the default.
 const SETTINGS: &[(&str, &[&str])] =
-    &[("auth_type", &["any", "trust", "plain", "scram-sha-256", "hba", "pam"]), ("auth_ldap_options", &[])];
+    &[("auth_type", &["any", "trust", "plain", "scram-sha-256", "cert", "hba", "pam"]), ("auth_ldap_options", &[])];
 
 impl Settings {
     /// The settings with a value that this build cannot serve.

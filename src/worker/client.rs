@@ -8,9 +8,10 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::admin::command::Rights;
+use crate::auth::certificate;
 use crate::auth::choice::Outside;
 use crate::auth::client::ClientAuth;
-use crate::auth::facts::Facts;
+use crate::auth::facts::{Facts, Tls};
 use crate::auth::lookup::Answer;
 use crate::config::PoolMode;
 use crate::config::ident::Map;
@@ -221,10 +222,14 @@ impl Client {
 
     /// What is known of the connection beyond what the client says.
     #[must_use]
-    pub const fn facts(&self) -> Facts {
+    pub fn facts(&self) -> Facts {
+        let tls = self.stream.tls().and_then(|session| {
+            let certificate = session.peer_certificate().and_then(certificate::names);
+            Some(Tls { info: session.info()?, certificate })
+        });
         match self.peer {
-            PeerAddr::Tcp(addr) => Facts { address: Some(addr.ip()), uid: None, tls: None },
-            PeerAddr::Unix { uid, .. } => Facts { address: None, uid, tls: None },
+            PeerAddr::Tcp(addr) => Facts { address: Some(addr.ip()), uid: None, tls },
+            PeerAddr::Unix { uid, .. } => Facts { address: None, uid, tls },
         }
     }
 

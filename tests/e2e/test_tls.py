@@ -326,6 +326,99 @@ def test_tls12_clients_with_certificates(tls_pooler, ca):
         assert client_login(pooler, ca, pair) == "1"
 
 
+# Logins by certificate.
+
+def as_user(pooler, ca, pair, user="app", database="p0"):
+    with pooler.wire().start_tls(trusting(ca, pair)) as wire:
+        return wire.login(user, database).query("SHOW VERSION" if database == "pgbouncer" else "SELECT 1").value
+
+
+@pytest.mark.parametrize("common_name, names, user", [
+    ("app", (), "app"),
+    ("APP", (), "app"),
+    ("somebody", ("other", "app"), "app"),
+    ("somebody", ("app",), "somebody"),
+    ("x", ("*.ops.example",), "joe.ops.example"),
+    ("x", ("192.0.2.7",), "192.0.2.7"),
+])
+def test_a_certificate_is_a_login(tls_pooler, pg, ca, common_name, names, user):
+    pooler = tls_pooler("verify-full", ini={"auth_type": "cert"}, databases={"p0": {"host": "127.0.0.1", "port": pg.port, "dbname": "p0", "user": "app"}},
+                        userlist={"app": "app-secret", user: "app-secret", "nobody": ""})
+    pair = ca.issue(common_name, names)
+    assert as_user(pooler, ca, pair, user) == "1"
+    with pytest.raises(ServerError, match="certificate authentication failed"):
+        as_user(pooler, ca, pair, "nobody")
+    pooler.wait_log(re.compile(r"ERROR C-.*TLS certificate name mismatch"))
+
+
+def test_strangers_with_certificates(tls_pooler, ca):
+    pooler = tls_pooler("verify-full", ini={"auth_type": "cert"})
+    with pytest.raises(ServerError, match="certificate authentication failed"):
+        as_user(pooler, ca, ca.issue("stranger"), "stranger")
+    pooler.wait_log("no such user: stranger")
+    with pytest.raises(ServerError, match="no such database: nope"):
+        as_user(pooler, ca, ca.issue("app"), "app", "nope")
+    assert as_user(pooler, ca, ca.issue("admin"), "admin", "pgbouncer").startswith("PgBouncer")
+
+
+def test_unix_sockets_have_no_certificate(tls_pooler):
+    pooler = tls_pooler("verify-full", ini={"auth_type": "cert"})
+    with Wire(path=pooler.unix_path) as wire, pytest.raises(ServerError, match="certificate authentication failed"):
+        wire.login("app", "p0")
+    pooler.wait_log(re.compile(r"ERROR C-.*TLS connection required"))
+
+
+@pytest.mark.since("1.23")
+@pytest.mark.parametrize("mode", ["allow", "require"])
+def test_access_rules_know_tls_and_certificates(tls_pooler, ca, mode):
+    pooler = tls_pooler(mode, start=False)
+    (pooler.dir / "hba.conf").write_text(
+        "hostssl all app 127.0.0.1/32 cert\nhostssl all app2 127.0.0.1/32 cert map=m\nhostnossl all app2 127.0.0.1/32 trust\n"
+        "hostssl all admin 127.0.0.1/32 trust\nlocal all all trust\n")
+    (pooler.dir / "ident.conf").write_text("m machine-7.example app2\n")
+    pooler.ini.update(auth_type="hba", auth_hba_file=pooler.dir / "hba.conf", auth_ident_file=pooler.dir / "ident.conf")
+    pooler.write()
+    pooler.start()
+    assert as_user(pooler, ca, ca.issue("app")) == "1"
+    assert as_user(pooler, ca, ca.issue("machine-7.example"), "app2") == "1"
+    with pytest.raises(ServerError, match="certificate authentication failed"):
+        as_user(pooler, ca, ca.issue("app2"), "app2")
+    pooler.wait_log("ident map: m does not have a match")
+    with pytest.raises(ServerError, match="certificate authentication failed"):
+        as_user(pooler, ca, None)
+    pooler.wait_log("TLS client certificate required")
+    if mode == "allow":
+        with pooler.wire() as wire:
+            wire.login("app2", "p0")
+        with pooler.wire() as wire, pytest.raises(ServerError, match="no authentication method is found"):
+            wire.login("app", "p0")
+
+
+def test_certificates_in_great_numbers_and_none_right(tls_pooler, ca):
+    """Certificates with damage inside: a clear failure, and nothing else."""
+    pooler = tls_pooler("verify-ca", ini={"max_client_conn": 1000})
+    rng = random.Random(5)
+    pair = ca.issue("app")
+    der = bytearray(ssl.PEM_cert_to_DER_cert(pair.cert.read_text()))
+    ended = 0
+    for _ in range(40):
+        bad = bytearray(der)
+        for _ in range(rng.randint(1, 3)):
+            bad[rng.randrange(4, len(bad))] = rng.randrange(256)
+        damaged = ca.dir / "damaged.crt"
+        write(damaged, ssl.DER_cert_to_PEM_cert(bytes(bad)).encode())
+        try:
+            context = trusting(ca)
+            context.load_cert_chain(damaged, pair.key_file)
+        except (ssl.SSLError, OSError):
+            continue
+        with pooler.wire() as wire, pytest.raises((ssl.SSLError, Closed, ConnectionError, BrokenPipeError)):
+            wire.start_tls(context).login("app", "p0")
+        ended += 1
+    assert ended > 5
+    assert client_login(pooler, ca, pair) == "1"
+
+
 # What goes through it.
 
 def test_cancel_over_tls(tls_pooler, ca):
@@ -507,6 +600,9 @@ def test_close_notify_is_sent(tls_pooler, ca):
     ({"client_tls_ciphers": "foo"}, ["ERROR invalid client_tls_ciphers: foo"]),
     ({"client_tls_ecdhcurve": "foo"}, ["ERROR invalid client_tls_ecdhecurve: foo"]),
     ({"client_tls_sslmode": "verify-full", "client_tls_ca_file": None}, ["ERROR client_tls_sslmode requires client_tls_ca_file"]),
+    ({"auth_type": "cert"}, ["ERROR auth_type=cert requires client_tls_sslmode=SSLMODE_VERIFY_FULL"]),
+    ({"auth_type": "cert", "client_tls_sslmode": "verify-full", "client_tls_ca_file": None},
+     ["ERROR auth_type=cert requires client_tls_ca_file"]),
 ])
 def test_settings_that_cannot_be_served_stop_the_start(make_pooler, ca, server_pair, changes, lines):
     refuses_to_start(make_pooler, ca, server_pair, changes, lines)

@@ -197,7 +197,8 @@ impl Session {
     }
 
     /// Version and suite as SHOW prints them; none before the handshake is over.
-    pub(crate) fn info(&self) -> Option<String> {
+    #[must_use]
+    pub fn info(&self) -> Option<String> {
         let state = self.conn.as_ref().filter(|_| self.established)?.state();
         let version = match state.protocol_version()? {
             ProtocolVersion::TLSv1_3 => "TLSv1.3",

@@ -16,7 +16,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 
 use super::read_certificates;
-use crate::auth::certificate::{self, Invalid, Names, Purpose};
+use crate::auth::certificate::{self, Invalid, Purpose};
 use crate::config::SslMode;
 
 /// Where systems keep the certificates that they trust.
@@ -247,7 +247,7 @@ impl ServerCertVerifier for ServerVerifier {
         {
             return Err(plainer(error, end_entity, now));
         }
-        let named = || Names::of(end_entity).is_some_and(|names| names.include(&server_name.to_str()));
+        let named = || certificate::names(end_entity).is_some_and(|names| names.is_for(&server_name.to_str()));
         if self.mode == SslMode::VerifyFull && !named() {
             let expected = server_name.to_owned();
             return Err(CertificateError::NotValidForNameContext { expected, presented: Vec::new() }.into());
