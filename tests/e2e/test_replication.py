@@ -353,6 +353,7 @@ def test_what_the_server_is_told(replicating):
     with listener:
         pooler = replicating(start=False)
         pooler.databases["told"] = {"host": "127.0.0.1", "port": listener.getsockname()[1], "dbname": "p0", "timezone": "UTC"}
+        pooler.ini["server_tls_sslmode"] = "disable"
         pooler.write()
         pooler.start()
         with pooler.wire() as wire:
