@@ -71,7 +71,8 @@ fn signature_hash(algorithm: &AlgorithmIdentifier<'_>) -> Option<Hash> {
         // RSA and ECDSA with SHA-384, then SHA-512
         "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Some(Hash::Sha384),
         "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(Hash::Sha512),
-        _ => match SignatureAlgorithm::try_from(algorithm).ok()? {
+        // RSA-PSS
+        "1.2.840.113549.1.1.10" => match SignatureAlgorithm::try_from(algorithm).ok()? {
             SignatureAlgorithm::RSASSA_PSS(parameters) => match parameters.hash_algorithm_oid().to_id_string().as_str()
             {
                 "1.3.14.3.2.26" | "2.16.840.1.101.3.4.2.1" => Some(Hash::Sha256),
@@ -81,6 +82,7 @@ fn signature_hash(algorithm: &AlgorithmIdentifier<'_>) -> Option<Hash> {
             },
             _ => None,
         },
+        _ => None,
     }
 }
 
@@ -253,10 +255,10 @@ mod tests {
         for _ in 0..20_000 {
             let mut bytes = good.to_vec();
             for _ in 0..=below(4) {
-                let at = below(bytes.len());
+                let at = below(bytes.len().max(2)).min(bytes.len() - 1);
                 match below(3) {
                     0 => bytes[at] = u8::try_from(below(256)).unwrap_or(0),
-                    1 => drop(bytes.remove(at)),
+                    1 if bytes.len() > 1 => drop(bytes.remove(at)),
                     _ => bytes.truncate(at.max(1)),
                 }
             }

@@ -95,14 +95,6 @@ mod tests {
                      remove it or set it to its default \"0\"",
                 ),
             ),
-            (
-                "auth_hba_file",
-                "/x",
-                Some(
-                    "setting \"auth_hba_file\" is set to \"/x\", which this build does not support; \
-                     remove it or leave it empty",
-                ),
-            ),
             ("auth_user", "a", None),
             (
                 "auth_ldap_options",
