@@ -88,13 +88,15 @@ mod tests {
             ("auth_type", "trust", None),
             ("auth_type", "SCRAM-SHA-256", None),
             (
-                "syslog",
-                "1",
+                "auth_type",
+                "ldap",
                 Some(
-                    "setting \"syslog\" is set to \"1\", which this build does not support; \
-                     remove it or set it to its default \"0\"",
+                    "setting \"auth_type\" is set to \"ldap\", which this build does not support; \
+                     remove it or set it to its default \"md5\"",
                 ),
             ),
+            ("syslog", "1", None),
+            ("client_tls_sslmode", "require", None),
             ("auth_user", "a", None),
             (
                 "auth_ldap_options",
