@@ -14,24 +14,26 @@ pub struct Disconnect {
     pub reason: Cow<'static, str>,
     pub sqlstate: Cow<'static, str>,
     pub tell: bool,
+    /// The text is a server's own, and told in full; ours are cut.
+    pub verbatim: bool,
 }
 
 impl Disconnect {
     /// Closes and says nothing on the wire.
     #[must_use]
     pub fn silent(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason: reason.into(), sqlstate: Cow::Borrowed(PROTOCOL_VIOLATION), tell: false }
+        Self { reason: reason.into(), sqlstate: Cow::Borrowed(PROTOCOL_VIOLATION), tell: false, verbatim: false }
     }
 
     /// Closes after a FATAL error with SQLSTATE 08P01.
     #[must_use]
     pub fn fatal(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason: reason.into(), sqlstate: Cow::Borrowed(PROTOCOL_VIOLATION), tell: true }
+        Self { reason: reason.into(), sqlstate: Cow::Borrowed(PROTOCOL_VIOLATION), tell: true, verbatim: false }
     }
 
     /// Closes after a FATAL error with a SQLSTATE that a server chose.
     #[must_use]
     pub fn relayed(sqlstate: impl Into<Cow<'static, str>>, reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason: reason.into(), sqlstate: sqlstate.into(), tell: true }
+        Self { reason: reason.into(), sqlstate: sqlstate.into(), tell: true, verbatim: true }
     }
 }

@@ -151,13 +151,14 @@ impl Worker {
                 tracing::error!("waiting for events failed: {error}");
             }
             self.now = Clock::now();
-            for event in &events {
-                self.guarded(|worker| worker.event(event));
-                self.obey_local();
-            }
+            // first what we were told: a client that sends something after a SET was answered must find it done
             self.shared.clone().post(self.id).take(&mut messages);
             for message in messages.drain(..) {
                 self.guarded(|worker| worker.message(message));
+                self.obey_local();
+            }
+            for event in &events {
+                self.guarded(|worker| worker.event(event));
                 self.obey_local();
             }
             for client in std::mem::take(&mut self.again) {

@@ -455,7 +455,7 @@ impl Worker {
         if !end.why.tell {
             return;
         }
-        let text = cut(&end.why.reason);
+        let text = if end.why.verbatim { &*end.why.reason } else { cut(&end.why.reason) };
         if self.live.config.settings.log_pooler_errors {
             tracing::warn!("{}pooler error: {text}", client.prefix());
         }
