@@ -99,6 +99,13 @@ def readies(wire, count):
     return got
 
 
+def is_known_difference(expected, got):
+    """A Describe in a failed transaction of a statement that this server does not have: it cannot be prepared there any
+    more, so that the client is told of the transaction and not of the statement (docs/differences.md)."""
+    first = next(((e, g) for e, g in zip(expected, got) if e != g), None)
+    return first is not None and first[0][0] == "t" and first[1][0] == "E" and b"C25P02" in first[1][1]
+
+
 def shown(messages):
     return [(kind, body[:120]) for kind, body in messages]
 
@@ -120,6 +127,7 @@ def compare(pooler, pg, clients):
     for wire in pairs[0]:
         wire.query("DROP TABLE IF EXISTS diff")
         wire.query("CREATE TABLE diff (n int)")
+    known = 0
     for turn in range(BATCHES):
         direct, pooled = dice.choice(pairs)
         # a transaction must not outlive its turn: the next client may need the server
@@ -129,7 +137,14 @@ def compare(pooler, pg, clients):
         expected = readies(direct, len(group))
         send_cut(pooled.sock, data, dice)
         got = readies(pooled, len(group))
+        if is_known_difference(expected, got):
+            known += 1
+            for wire in (direct, pooled):
+                # what the batch did after that is not the same
+                wire.query("DEALLOCATE ALL")
+            continue
         assert shown(got) == shown(expected), f"E2E_SEED={SEED} turn {turn}: {group}"
         assert got == expected, f"E2E_SEED={SEED} turn {turn}"
+    assert known <= 1 + BATCHES // 500
     for wire in pairs[0]:
         wire.query("DROP TABLE diff")
