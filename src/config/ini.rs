@@ -2,15 +2,18 @@
 //!
 //! The grammar is that of PgBouncer's files as they exist in the field. White space before a line is skipped, `;` and
 //! `#` start a comment only there, a value is the rest of its line without trailing white space, and after `[section]`
-//! the rest of the line is read on. Keys are `A-Z a-z 0-9 _ . - *`, or anything in single quotes.
+//! the rest of the line is read on. Keys are `A-Z a-z 0-9 _ . - *`, or anything in single quotes; or, as PgBouncer's manual
+//! promises for database names and its files do not keep, anything in double quotes, two of which stand for one.
+
+use std::borrow::Cow;
 
 use super::value::is_c_space;
 
 /// One thing that a file says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Item<'a> {
     Section(&'a str),
-    Pair { key: &'a str, value: &'a str },
+    Pair { key: Cow<'a, str>, value: &'a str },
     Include(&'a str),
 }
 
@@ -84,18 +87,45 @@ impl<'a> Reader<'a> {
         Ok((Item::Pair { key, value }, line))
     }
 
-    fn key(&mut self) -> Result<&'a str, Unreadable> {
-        if self.peek() != Some(b'\'') {
-            let key = self.take_while(|b| b.is_ascii_alphanumeric() || b"_.-*".contains(&b));
-            return self.text(key);
+    fn key(&mut self) -> Result<Cow<'a, str>, Unreadable> {
+        match self.peek() {
+            Some(b'\'') => self.quoted(b'\'').map(Cow::Borrowed),
+            Some(b'"') => self.identifier(),
+            _ => {
+                let key = self.take_while(|b| b.is_ascii_alphanumeric() || b"_.-*".contains(&b));
+                self.text(key).map(Cow::Borrowed)
+            }
         }
+    }
+
+    /// What stands between this quote and the next one in the same line.
+    fn quoted(&mut self, quote: u8) -> Result<&'a str, Unreadable> {
         self.at += 1;
-        let key = self.take_while(|b| b != b'\'' && b != b'\n');
-        if self.peek() != Some(b'\'') || key.is_empty() {
+        let key = self.take_while(|b| b != quote && b != b'\n');
+        if self.peek() != Some(quote) || key.is_empty() {
             return Err(self.unreadable(Why::Syntax));
         }
         self.at += 1;
         self.text(key)
+    }
+
+    /// A quoted identifier of SQL.
+    fn identifier(&mut self) -> Result<Cow<'a, str>, Unreadable> {
+        let mut key = Cow::Borrowed("");
+        loop {
+            // on an opening quote, or on the second of a doubled one
+            self.at += 1;
+            let part = self.take_while(|b| b != b'"' && b != b'\n');
+            key += self.text(part)?;
+            if self.peek() != Some(b'"') {
+                return Err(self.unreadable(Why::Syntax));
+            }
+            self.at += 1;
+            if self.peek() != Some(b'"') {
+                return if key.is_empty() { Err(self.unreadable(Why::Syntax)) } else { Ok(key) };
+            }
+            key.to_mut().push('"');
+        }
     }
 
     /// Up to the newline, without the white space around it.
@@ -167,7 +197,7 @@ mod tests {
     }
 
     fn pair<'a>(key: &'a str, value: &'a str) -> Item<'a> {
-        Item::Pair { key, value }
+        Item::Pair { key: key.into(), value }
     }
 
     #[test]
@@ -181,6 +211,8 @@ mod tests {
             ("=x\n", vec![(pair("", "x"), 1)]),
             ("*=h\n-._*=1", vec![(pair("*", "h"), 1), (pair("-._*", "1"), 2)]),
             ("'a b'=c", vec![(pair("a b", "c"), 1)]),
+            ("\"a = 'b'\" =c", vec![(pair("a = 'b'", "c"), 1)]),
+            ("\"a\"\"b\"= c\n\"\"\"\"=\"", vec![(pair("a\"b", "c"), 1), (pair("\"", "\""), 2)]),
             ("a=1\n;\nb=2\n", vec![(pair("a", "1"), 1), (pair("b", "2"), 3)]),
             ("a=1\n\n  \n\n;\nb=2", vec![(pair("a", "1"), 4), (pair("b", "2"), 6)]),
             ("a=1\n\n\n", vec![(pair("a", "1"), 3)]),
@@ -199,7 +231,10 @@ mod tests {
         for (text, line) in [
             ("hello", 1),
             ("\na b = c", 2),
-            ("\"a\" = b", 1),
+            ("\"\" = b", 1),
+            ("\"a\n\" = b", 1),
+            ("\n\"a\"b = c", 2),
+            ("\"a\"\" = b", 1),
             ("'' = b", 1),
             ("'a\n' = b", 1),
             ("a:b=c", 1),

@@ -149,7 +149,7 @@ impl<'a> Loader<'a> {
                         return Err(LoadFailed);
                     }
                 }
-                Item::Pair { key, value } => self.pair(key, value, &format_args!("({name}:{line})"))?,
+                Item::Pair { key, value } => self.pair(&key, value, &format_args!("({name}:{line})"))?,
                 Item::Include(_) if depth == MAX_INCLUDE_DEPTH => {
                     return self.fail(format!("include nesting level too deep ({name}:{line}), stopping loading"));
                 }
