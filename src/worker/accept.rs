@@ -145,8 +145,14 @@ impl Worker {
         self.clients.put_back(client);
     }
 
-    /// Closes the TCP listeners for good; the Unix socket stays, for the console.
+    /// Closes the TCP listeners for good; the Unix socket stays, for the console. Who waits there has been connected by
+    /// the kernel and is let in: closing the listener would reset him.
     pub(super) fn stop_tcp(&mut self) {
+        self.accept_rests_until = None;
+        let listeners = self.acceptor.as_ref().map_or(0, |acceptor| acceptor.tcp.len());
+        for index in 1..=listeners {
+            self.accept(index);
+        }
         let registry = &self.shared.post(self.id).registry;
         if let Some(acceptor) = &mut self.acceptor {
             for mut listener in acceptor.tcp.drain(..) {

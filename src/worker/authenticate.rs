@@ -22,6 +22,7 @@ use crate::wire::startup::{Replication, StartupParams};
 use crate::worker::Worker;
 use crate::worker::client::{Client, Console, End, Phase};
 use crate::worker::login::{MAX_RECEIVED, Next, gone, reported};
+use crate::worker::peer::PeerAddr;
 
 impl Worker {
     /// Chooses how the client has to prove that it is `user`, and begins.
@@ -269,6 +270,7 @@ impl Worker {
         };
         let (me, home, now, since) = (client.me, self.id, self.now, client.connect_time);
         let dedicated = client.dedicated();
+        let over_tcp = matches!(client.peer, PeerAddr::Tcp(_));
         let checkout = self.pools(|broker| {
             let replication = broker.replicates(me, dedicated);
             let pools = &mut broker.pools;
@@ -276,7 +278,13 @@ impl Worker {
             if found.is_some_and(|db| pools.disabled(db)) {
                 return Checkout::Refused(Disconnect::fatal(format!("database \"{name}\" is disabled")));
             }
-            if pools.shutdown_mode() != ShutdownMode::None {
+            // who comes over TCP was connected before the listeners were closed: one of the clients that are waited for
+            let let_in = match pools.shutdown_mode() {
+                ShutdownMode::None => true,
+                ShutdownMode::WaitForClients => over_tcp,
+                ShutdownMode::WaitForServers => false,
+            };
+            if !let_in {
                 return Checkout::Refused(Disconnect::fatal("pooler is shutting down"));
             }
             pools.checkout(Want { client: me, pool, kind: WaitFor::LoginReply, since, home, replication }, now)
