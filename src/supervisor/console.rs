@@ -93,7 +93,7 @@ impl Supervisor {
                 None => Done::Tag(tag),
                 Some(notice) => {
                     let mut out = Vec::new();
-                    reply::notice(&mut out, notice, None);
+                    reply::notice(&mut out, &notice, None);
                     reply::complete(&mut out, &tag);
                     Done::Bytes(out)
                 }
@@ -162,8 +162,8 @@ impl Supervisor {
         found
     }
 
-    /// Sets a setting; what comes back is a notice for the console.
-    fn set(&mut self, key: &str, value: &str) -> Result<Option<&'static str>, Refusal> {
+    /// Sets a setting; what comes back is a notice for the console. A setting that only a restart changes stays as it is.
+    fn set(&mut self, key: &str, value: &str) -> Result<Option<String>, Refusal> {
         let changed = self.live.config.set_setting(key, value).map_err(|error| {
             if let Some(detail) = error.detail(key) {
                 tracing::error!("{detail}");
@@ -179,7 +179,9 @@ impl Supervisor {
             return Err(Refusal::SetFailed);
         }
         if keys::find(key).is_some_and(|key| !key.changeable) {
-            tracing::warn!("{key} can only be changed by a restart");
+            let text = format!("{key} can only be changed by a restart");
+            tracing::warn!("{text}");
+            return Ok(Some(text));
         }
         if !key.contains("_tls_") && !key.contains("_tls13_") {
             self.put_in_force(changed, None, None);
@@ -188,7 +190,7 @@ impl Supervisor {
         let tls = build_tls(&changed).map(Arc::new);
         let failed = tls.is_none();
         self.put_in_force(changed, None, tls);
-        Ok(failed.then_some("TLS settings could not be applied, still using old configuration"))
+        Ok(failed.then(|| "TLS settings could not be applied, still using old configuration".to_owned()))
     }
 
     async fn show(&mut self, topic: Topic) -> Result<Done, Refusal> {
