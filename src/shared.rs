@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
-use crate::admin::command::Rights;
+use crate::admin::command::Command;
 use crate::admin::handover::StateRow;
 use crate::admin::snapshot::SocketRow;
 use crate::auth::choice::Outside;
@@ -295,9 +295,9 @@ pub struct HandedOver {
 #[derive(Debug)]
 pub struct ConsoleCommand {
     pub client: ClientRef,
-    pub query: Vec<u8>,
-    pub rights: Rights,
-    /// Opened over the Unix socket by a process of our own user, under the console's own name: it may take descriptors.
+    pub command: Command,
+    /// Opened over the Unix socket by a process of our own user, under the console's own name, and asked by simple query:
+    /// it may take descriptors.
     pub own: bool,
     /// What log lines about this connection begin with.
     pub prefix: String,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-use support::{Outcome, Stack};
+use support::{Outcome, Stack, connect};
 
 #[tokio::test]
 async fn an_application_works_through_transaction_pooling() -> Outcome {
@@ -21,7 +21,8 @@ async fn an_application_works_through_transaction_pooling() -> Outcome {
     prepared_statements_of_many_clients(&stack).await?;
     copy_in_and_out(&stack).await?;
     cancel_hits_its_own_query(&stack).await?;
-    pipelined_queries(&stack).await
+    pipelined_queries(&stack).await?;
+    the_console_is_a_database_like_others(&stack).await
 }
 
 async fn simple_and_extended(stack: &Stack) -> Outcome {
@@ -122,5 +123,23 @@ async fn pipelined_queries(stack: &Stack) -> Outcome {
         client.query_one(&statement, &[&3])
     );
     assert_eq!((a?.get::<_, i32>(0), b?.get::<_, i32>(0), c?.get::<_, i32>(0)), (1, 2, 3));
+    Ok(())
+}
+
+async fn the_console_is_a_database_like_others(stack: &Stack) -> Outcome {
+    let console = connect(&stack.address("pgbouncer")).await?;
+    let rows = console.query("SHOW POOLS", &[]).await?;
+    let own = rows.iter().find(|row| row.get::<_, &str>("database") == "pgbouncer").expect("the console's own pool");
+    assert_eq!((own.get::<_, i32>("cl_active"), own.get::<_, &str>("pool_mode")), (1, "statement"));
+    assert_eq!(own.get::<_, Option<&str>>("load_balance_hosts"), None);
+    assert_eq!(console.execute("RELOAD", &[]).await?, 0);
+    let error = console.query("PAUSE nosuch", &[]).await.expect_err("there is no such database");
+    let error = error.as_db_error().expect("the console said so");
+    assert_eq!((error.code().code(), error.message()), ("08P01", "no such database: nosuch"));
+    let version = console.prepare("SHOW VERSION").await?;
+    for _ in 0..3 {
+        let row = console.query_one(&version, &[]).await?;
+        assert!(row.get::<_, &str>(0).starts_with("PgBouncer 1."));
+    }
     Ok(())
 }

@@ -48,7 +48,7 @@ const KINDS: [(StateKind, &str); 6] = [
 /// The reply to HANDOVER, without its ReadyForQuery.
 pub fn state(out: &mut Vec<u8>, rows: &[StateRow]) {
     let columns = [("kind", Kind::Text), ("number", Kind::Int8), ("value", Kind::Bytea)];
-    row::columns_description(out, columns.into_iter().map(|(name, kind)| Column { name, kind }));
+    row::columns_description(out, columns.into_iter().map(|(name, kind)| Column { name, kind }), |_| 0);
     for state in rows {
         let word = KINDS.iter().find(|(kind, _)| *kind == state.kind).map_or("", |(_, word)| word);
         row::data(out, 3, |fields| {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// An error answer of the console; the connection survives it, except for the two that forbid a kind of message.
+/// An error answer of the console; the connection survives it, except for the one that forbids a kind of message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// No such command; carries the query as it came, which need not be UTF-8.
@@ -25,10 +25,26 @@ pub enum Refusal {
     ReloadFailed,
     InvalidClientPointer,
     ClientNotFound,
-    /// Parse, Bind or Execute; the connection is closed afterwards.
-    ExtendedProtocol,
-    /// Describe, Close, Flush, Sync or FunctionCall, by its type byte; the connection is closed afterwards.
+    /// FunctionCall, by its type byte; the connection is closed afterwards.
     UnsupportedMessage(u8),
+    /// A message of the extended protocol is cut short or names nothing known.
+    Malformed,
+    /// Console commands have no parameters.
+    Parameters,
+    NoStatement(Vec<u8>),
+    StatementExists(Vec<u8>),
+    NoPortal(Vec<u8>),
+    PortalExists(Vec<u8>),
+    /// It has run and has no rows to give.
+    PortalDone(Vec<u8>),
+    ResultFormat,
+    ResultFormats {
+        given: usize,
+        columns: usize,
+    },
+    NameTooLong,
+    /// Of prepared statements or portals.
+    TooManyNamed,
     /// What the pools answered.
     Pools(String),
 }
@@ -62,6 +78,15 @@ impl Refusal {
     pub const fn sqlstate(&self) -> &'static str {
         match self {
             Self::ReloadFailed => "F0000",
+            Self::NoStatement(_) => "26000",
+            Self::StatementExists(_) => "42P05",
+            Self::NoPortal(_) => "34000",
+            Self::PortalExists(_) => "42P03",
+            Self::PortalDone(_) => "55000",
+            Self::ResultFormat => "22023",
+            Self::NameTooLong => "42622",
+            Self::TooManyNamed => "53400",
+            Self::Parameters => "0A000",
             _ => "08P01",
         }
     }
@@ -98,10 +123,26 @@ impl fmt::Display for Refusal {
             Self::ReloadFailed => f.write_str("RELOAD failed, see logs for additional details"),
             Self::InvalidClientPointer => f.write_str("invalid client pointer supplied"),
             Self::ClientNotFound => f.write_str("client not found"),
-            Self::ExtendedProtocol => f.write_str("extended query protocol not supported by admin console"),
             Self::UnsupportedMessage(tag) => write!(f, "unsupported packet type for admin console: {tag}"),
+            Self::Malformed => f.write_str("invalid message format"),
+            Self::Parameters => f.write_str("console commands take no parameters"),
+            Self::NoStatement(name) => write!(f, "prepared statement \"{}\" does not exist", lossy(name)),
+            Self::StatementExists(name) => write!(f, "prepared statement \"{}\" already exists", lossy(name)),
+            Self::NoPortal(name) => write!(f, "portal \"{}\" does not exist", lossy(name)),
+            Self::PortalExists(name) => write!(f, "portal \"{}\" already exists", lossy(name)),
+            Self::PortalDone(name) => write!(f, "portal \"{}\" cannot be run", lossy(name)),
+            Self::ResultFormat => f.write_str("unsupported format code"),
+            Self::ResultFormats { given, columns } => {
+                write!(f, "bind message has {given} result formats but query has {columns} columns")
+            }
+            Self::NameTooLong => f.write_str("name of a prepared statement or portal is too long"),
+            Self::TooManyNamed => f.write_str("too many prepared statements or portals"),
         }
     }
+}
+
+fn lossy(name: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(name)
 }
 
 impl std::error::Error for Refusal {}
@@ -121,7 +162,7 @@ mod tests {
             (admin(AdminVerb::Pause), "cannot pause admin db: pgbouncer"),
             (admin(AdminVerb::Enable), "cannot enable admin db: pgbouncer"),
             (admin(AdminVerb::WaitIn), "cannot wait in admin db: pgbouncer"),
-            (Refusal::UnsupportedMessage(b'S'), "unsupported packet type for admin console: 83"),
+            (Refusal::UnsupportedMessage(b'F'), "unsupported packet type for admin console: 70"),
         ] {
             assert_eq!(refusal.to_string(), text);
             assert_eq!(refusal.text(), text.as_bytes());

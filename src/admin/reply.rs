@@ -10,9 +10,12 @@ pub const MAX_ERROR_TEXT: usize = 1023;
 /// An error and its ReadyForQuery may take this together, bytes.
 pub const MAX_ERROR_REPLY: usize = 512;
 
+/// What clients are told the server's version is.
+pub(super) const SERVER_VERSION: &str = "1.25.2/bouncer";
+
 /// The parameters of a login reply, before those that the client itself sent.
 const PARAMETERS: [(&str, &str); 7] = [
-    ("server_version", "1.25.2/bouncer"),
+    ("server_version", SERVER_VERSION),
     ("client_encoding", "UTF8"),
     ("server_encoding", "UTF8"),
     ("DateStyle", "ISO"),
@@ -87,18 +90,23 @@ pub fn notice(out: &mut Vec<u8>, message_text: &str, detail: Option<&str>) {
 /// When they would be too long; nothing has been written then, and the connection is to be closed.
 pub fn refuse(out: &mut Vec<u8>, refusal: &Refusal) -> Result<(), TooLong> {
     let start = out.len();
-    let mut refusal_text = refusal.text();
-    refusal_text.truncate(MAX_ERROR_TEXT);
-    message(out, b'E', |out| {
-        fields(out, "ERROR", refusal.sqlstate(), &refusal_text);
-        out.push(0);
-    });
+    error(out, refusal);
     ready(out);
     if out.len() - start > MAX_ERROR_REPLY {
         out.truncate(start);
         return Err(TooLong);
     }
     Ok(())
+}
+
+/// ErrorResponse alone.
+pub fn error(out: &mut Vec<u8>, refusal: &Refusal) {
+    let mut refusal_text = refusal.text();
+    refusal_text.truncate(MAX_ERROR_TEXT);
+    message(out, b'E', |out| {
+        fields(out, "ERROR", refusal.sqlstate(), &refusal_text);
+        out.push(0);
+    });
 }
 
 fn fields(out: &mut Vec<u8>, severity: &str, sqlstate: &str, message_text: &[u8]) {

@@ -32,16 +32,13 @@ impl Supervisor {
     /// Runs a command and sends the answer to the console's worker.
     pub(super) async fn console(&mut self, command: ConsoleCommand) {
         let client = command.client;
-        let parsed = Command::parse(&command.query, command.rights);
-        let done = match parsed {
-            Ok(Command::Show(Topic::Fds)) if command.own => {
+        let done = match command.command {
+            Command::Show(Topic::Fds) if command.own => {
                 self.send_descriptors(client, &self.fd_rows().await);
                 Ok(Done::Nothing)
             }
-            Ok(Command::Handover) if command.own => Ok(Done::Bytes(self.hand_over(client).await)),
-            Ok(Command::Handover) => Err(Refusal::InvalidCommand(command.query.clone())),
-            Ok(parsed) => self.run_command(client, parsed).await,
-            Err(refusal) => Err(refusal),
+            Command::Handover if command.own => Ok(Done::Bytes(self.hand_over(client).await)),
+            other => self.run_command(client, other).await,
         };
         let mut out = Vec::new();
         match done {

@@ -11,7 +11,7 @@ use crate::disconnect::Disconnect;
 
 mod params;
 
-pub use params::{Refused, Replication, Rules, StartupParams};
+pub use params::{Refused, Replication, Rules, StartupParams, names_database};
 
 /// Bytes of length and code in front of a startup-style packet.
 const HEADER_BYTES: usize = 8;

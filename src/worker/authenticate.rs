@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use zeroize::Zeroizing;
 
 use crate::admin::command::Rights;
+use crate::admin::extended::Session;
 use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Refused};
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
 use crate::auth::facts::Facts;
@@ -317,7 +318,7 @@ impl Worker {
         let notice = (!notice.is_empty()).then_some(notice.as_str());
         crate::admin::reply::login(&mut out, sent.iter(&self.shared.names), client.cancel_key, notice);
         drop(params);
-        client.phase = Phase::Console(Box::new(Console { rights, received, busy: false }));
+        client.phase = Phase::Console(Box::new(Console { rights, received, busy: false, session: Session::default() }));
         self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
         self.shared.login_clients.fetch_sub(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::admin::command::Rights;
+use crate::admin::extended::Session;
 use crate::auth::certificate;
 use crate::auth::choice::Outside;
 use crate::auth::client::ClientAuth;
@@ -107,6 +108,7 @@ pub struct Console {
     pub received: Vec<u8>,
     /// A command is with the supervisor.
     pub busy: bool,
+    pub session: Session,
 }
 
 impl std::fmt::Debug for Lookup {

@@ -1,5 +1,7 @@
-//! A console connection: takes queries apart into commands for the supervisor, one at a time, and writes the answers.
+//! A console connection: takes messages apart into commands for the supervisor, one at a time, and writes the answers.
 
+use crate::admin::command::Command;
+use crate::admin::extended::Step;
 use crate::admin::refusal::Refusal;
 use crate::admin::reply;
 use crate::disconnect::Disconnect;
@@ -9,7 +11,7 @@ use crate::shared::{ConsoleCommand, Request};
 use crate::wire::scan::{Item, Scanner};
 use crate::wire::tag::frontend as fe;
 use crate::worker::Worker;
-use crate::worker::client::{Client, End, Phase};
+use crate::worker::client::{Client, Console, End, Phase};
 
 /// Longest command that is kept; nobody types more.
 const MAX_RECEIVED: usize = 1 << 20;
@@ -35,6 +37,7 @@ impl Worker {
     }
 
     fn console_messages(&mut self, client: &mut Client) -> Result<(), End> {
+        let own = self.is_own_console(client);
         let max_packet = u32::try_from(self.live.config.settings.max_packet_size).unwrap_or(u32::MAX);
         loop {
             let Phase::Console(console) = &mut client.phase else { return Ok(()) };
@@ -46,11 +49,22 @@ impl Worker {
             let item = next.map_err(|bad| crate::relay::upstream::bad_header(&bad.hex()))?;
             let Some(Item::Whole { tag, end, .. }) = item else { return Ok(()) };
             let message: Vec<u8> = console.received.drain(..end).collect();
-            let query = match console_message(tag, &message[5..]) {
-                Said::Query(query) => query,
-                Said::Nothing => continue,
-                Said::End(why) => return Err(why.into()),
+            let mut out = Vec::new();
+            let said = console_message(console, own, tag, &message[5..], &mut out);
+            if !out.is_empty() {
+                client.stream.write_bytes(&out).map_err(|_| gone())?;
+            }
+            match said {
+                Said::Command(command) => self.console_runs(client, command, own && tag == fe::QUERY),
+                Said::Nothing => {}
+                Said::Failed(refusal) => {
+                    log_refusal(&refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
+                }
                 Said::Refused(refusal) => {
+                    self.count_command(client);
+                    self.console_refuses(client, &refusal)?;
+                }
+                Said::Forbidden(refusal) => {
                     self.console_refuses(client, &refusal)?;
                     return Err(Disconnect::fatal("bad packet").into());
                 }
@@ -58,32 +72,37 @@ impl Worker {
                     tracing::error!("{}unknown pkt from client: {tag}/0x{tag:x}", client.prefix());
                     return Err(Disconnect::fatal("unknown pkt").into());
                 }
-            };
-            console.busy = true;
-            let rights = console.rights;
-            if client.side.query_start.is_zero() {
-                client.side.query_start = self.now;
-                self.console_counts();
+                Said::End(why) => return Err(why.into()),
             }
-            client.request_time = self.now;
-            let own = self.is_own_console(client);
-            let command = ConsoleCommand { client: client.me, query, rights, own, prefix: client.prefix() };
-            self.shared.ask(Request::Console(command));
         }
     }
 
-    /// Answers a message of a kind that the console does not know.
-    fn console_refuses(&self, client: &mut Client, refusal: &Refusal) -> Result<(), End> {
-        log_refusal(refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
-        let mut out = Vec::new();
-        let _ = reply::refuse(&mut out, refusal);
-        client.stream.write_bytes(&out).map_err(|_| gone())
+    /// Hands a command to the supervisor; nothing more is read until it is answered.
+    fn console_runs(&self, client: &mut Client, command: Command, own: bool) {
+        if let Phase::Console(console) = &mut client.phase {
+            console.busy = true;
+        }
+        self.count_command(client);
+        let command = ConsoleCommand { client: client.me, command, own, prefix: client.prefix() };
+        self.shared.ask(Request::Console(command));
     }
 
     /// The first command of a console connection counts as a query and a transaction.
-    fn console_counts(&self) {
-        let first = crate::stats::Counters { query_count: 1, xact_count: 1, ..Default::default() };
-        *self.shared.console_counters.lock() += first;
+    fn count_command(&self, client: &mut Client) {
+        if client.side.query_start.is_zero() {
+            client.side.query_start = self.now;
+            let first = crate::stats::Counters { query_count: 1, xact_count: 1, ..Default::default() };
+            *self.shared.console_counters.lock() += first;
+        }
+        client.request_time = self.now;
+    }
+
+    /// Answers with an error and ReadyForQuery.
+    fn console_refuses(&self, client: &mut Client, refusal: &Refusal) -> Result<(), End> {
+        log_refusal(refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
+        let mut out = Vec::new();
+        reply::refuse(&mut out, refusal).map_err(|_| Disconnect::silent("failure"))?;
+        client.stream.write_bytes(&out).map_err(|_| gone())
     }
 
     /// The answer to a command; no bytes at all close the connection.
@@ -97,7 +116,9 @@ impl Worker {
         if bytes.is_empty() {
             return self.disconnect(client, Disconnect::silent("failure").into());
         }
-        if client.stream.write_bytes(bytes).is_err() {
+        let mut out = Vec::new();
+        console.session.answer(bytes, &mut out);
+        if client.stream.write_bytes(&out).is_err() {
             return self.disconnect(client, gone());
         }
         self.clients.put_back(client);
@@ -108,27 +129,45 @@ impl Worker {
 /// What a message to the console comes to.
 enum Said {
     /// To be run.
-    Query(Vec<u8>),
+    Command(Command),
+    /// Nothing, or what is to be answered was.
     Nothing,
-    /// Answered with an error, then the connection is closed.
+    /// Answered with an error of the extended protocol.
+    Failed(Refusal),
+    /// To be answered with an error.
     Refused(Refusal),
+    /// To be answered with an error, then the connection is closed.
+    Forbidden(Refusal),
     /// No message of the protocol.
     Unknown,
     End(Disconnect),
 }
 
-fn console_message(tag: u8, body: &[u8]) -> Said {
+fn console_message(console: &mut Console, own: bool, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Said {
     match tag {
-        fe::QUERY => match body.split_last() {
-            Some((0, query)) => Said::Query(query.split(|&byte| byte == 0).next().unwrap_or_default().to_vec()),
-            _ => Said::End(Disconnect::fatal("incomplete query")),
-        },
         fe::TERMINATE => Said::End(Disconnect::silent("close req")),
-        fe::COPY_DATA | fe::COPY_DONE | fe::COPY_FAIL => Said::Nothing,
-        fe::PARSE | fe::BIND | fe::EXECUTE => Said::Refused(Refusal::ExtendedProtocol),
-        fe::DESCRIBE | fe::CLOSE | fe::FLUSH | fe::SYNC | fe::FUNCTION_CALL => {
-            Said::Refused(Refusal::UnsupportedMessage(tag))
+        fe::PARSE | fe::BIND | fe::DESCRIBE | fe::EXECUTE | fe::CLOSE | fe::SYNC | fe::FLUSH => {
+            match console.session.receive(tag, body, console.rights, out) {
+                Step::Done => Said::Nothing,
+                Step::Run(command) => Said::Command(command),
+                Step::Refused(refusal) => Said::Failed(refusal),
+            }
         }
+        fe::QUERY | fe::FUNCTION_CALL if console.session.skips() => Said::Nothing,
+        fe::QUERY => {
+            let Some((0, query)) = body.split_last() else {
+                return Said::End(Disconnect::fatal("incomplete query"));
+            };
+            console.session.forget_unnamed();
+            match Command::parse(query, console.rights) {
+                // there is no such command for anybody else
+                Ok(Command::Handover) if !own => Said::Refused(Refusal::InvalidCommand(query.to_vec())),
+                Ok(command) => Said::Command(command),
+                Err(refusal) => Said::Refused(refusal),
+            }
+        }
+        fe::COPY_DATA | fe::COPY_DONE | fe::COPY_FAIL => Said::Nothing,
+        fe::FUNCTION_CALL => Said::Forbidden(Refusal::UnsupportedMessage(tag)),
         _ => Said::Unknown,
     }
 }

@@ -153,7 +153,11 @@ impl Worker {
 
     fn startup_params(&self, client: &Client, minor: u16, body: &[u8]) -> Result<StartupParams, End> {
         let settings = &self.live.config.settings;
-        let ignored: Vec<String> = tokens(&settings.ignore_startup_parameters).map(str::to_owned).collect();
+        let mut ignored: Vec<String> = tokens(&settings.ignore_startup_parameters).map(str::to_owned).collect();
+        if startup::names_database(body, CONSOLE_DATABASE) {
+            // sent by drivers unasked, and without any meaning at the console
+            ignored.push("extra_float_digits".to_owned());
+        }
         let host = settings.application_name_add_host.then(|| client.peer.for_application_name(&sys::hostname()));
         let names = &self.shared.names;
         let rules = Rules { tracked: &|name| names.index_of(name), ignored: &ignored, add_host: host.as_deref() };

@@ -283,7 +283,7 @@ pub fn state(out: &mut Vec<u8>, state: State) {
 
 /// SHOW of a parameter that the console only pretends to have.
 pub fn fake(out: &mut Vec<u8>, fake: Fake) {
-    row::columns_description(out, std::iter::once(Column { name: fake.name(), kind: Kind::Text }));
+    row::columns_description(out, std::iter::once(Column { name: fake.name(), kind: Kind::Text }), |_| 0);
     row::data(out, 1, |fields| {
         fields.text(fake.value());
     });

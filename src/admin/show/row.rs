@@ -8,14 +8,19 @@ use crate::admin::reply::message;
 
 /// The RowDescription of a topic.
 pub fn description(out: &mut Vec<u8>, topic: Topic) {
-    columns_description(out, columns::of(topic).iter().copied());
+    columns_description(out, columns::of(topic).iter().copied(), |_| 0);
 }
 
-/// A RowDescription: no table, no attribute number, no type modifier, text format.
-pub fn columns_description(out: &mut Vec<u8>, columns: impl ExactSizeIterator<Item = Column>) {
+/// A RowDescription: no table, no attribute number, no type modifier. `format` is the format code of the column at an
+/// index; simple queries have text, 0.
+pub fn columns_description(
+    out: &mut Vec<u8>,
+    columns: impl ExactSizeIterator<Item = Column>,
+    format: impl Fn(usize) -> i16,
+) {
     message(out, b'T', |out| {
         count(out, columns.len());
-        for column in columns {
+        for (index, column) in columns.enumerate() {
             out.extend_from_slice(column.name.as_bytes());
             out.push(0);
             out.extend_from_slice(&0_u32.to_be_bytes());
@@ -23,7 +28,7 @@ pub fn columns_description(out: &mut Vec<u8>, columns: impl ExactSizeIterator<It
             out.extend_from_slice(&column.kind.oid().to_be_bytes());
             out.extend_from_slice(&column.kind.typlen().to_be_bytes());
             out.extend_from_slice(&(-1_i32).to_be_bytes());
-            out.extend_from_slice(&0_i16.to_be_bytes());
+            out.extend_from_slice(&format(index).to_be_bytes());
         }
     });
 }

@@ -255,6 +255,12 @@ fn find_replication(body: &[u8]) -> Replication {
     last.map_or(Replication::None, |(_, value)| Replication::parse(&value))
 }
 
+/// Whether the message asks for the database `name`; `body` is what follows the protocol version. The last word counts.
+#[must_use]
+pub fn names_database(body: &[u8], name: &str) -> bool {
+    Pairs(body).filter(|(key, _)| key == "database").last().is_some_and(|(_, value)| value == name)
+}
+
 /// Keys and values up to the terminator or the first defect; what is left over tells which.
 struct Pairs<'a>(&'a [u8]);
 
@@ -311,7 +317,7 @@ const fn is_space(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Refused, Replication, Rules, StartupParams};
+    use super::{Refused, Replication, Rules, StartupParams, names_database};
 
     /// Tracked: `DateStyle` at 0, `application_name` at 1, `search_path` at 2.
     fn position(name: &str) -> Option<usize> {
@@ -333,6 +339,18 @@ mod tests {
         with(&body, ignored, None)
             .map(|params| params.tracked)
             .map_err(|refused| refused.disconnect.reason.into_owned())
+    }
+
+    #[test]
+    fn the_last_database_counts() {
+        for (body, named) in [
+            ("user\0u\0database\0db\0\0", true),
+            ("database\0db\0user\0u\0database\0x\0\0", false),
+            ("user\0db\0\0", false),
+            ("database\0db", false),
+        ] {
+            assert_eq!(names_database(body.as_bytes(), "db"), named, "{body:?}");
+        }
     }
 
     #[test]
