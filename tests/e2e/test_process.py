@@ -10,7 +10,7 @@ import pytest
 
 from support.load import Background, transactions
 from support.system import as_daemon_user, holds, run, until
-from support.wire import ServerError, query
+from support.wire import ServerError, Wire, cstr, md5_response, message, query
 
 
 def test_version_and_help(binary):
@@ -395,3 +395,224 @@ def test_service_manager_is_told(make_pooler, monkeypatch):
         pooler.signal(signal.SIGTERM)
         told("STOPPING=1")
         assert pooler.wait_end() == 0
+
+
+STOPS = {
+    "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGQUIT": signal.SIGQUIT, "SHUTDOWN": None, "SHUTDOWN WAIT_FOR_SERVERS": None,
+    "SHUTDOWN WAIT_FOR_CLIENTS": None}
+
+
+@pytest.mark.since("1.23")
+@pytest.mark.parametrize("how", STOPS)
+def test_nothing_is_left_behind(make_pooler, how):
+    """Whatever ends the process, its status is 0, and pidfile and socket file are gone."""
+    pooler = make_pooler(start=False)
+    pidfile = pooler.dir / "pooler.pid"
+    pooler.ini["pidfile"] = pidfile
+    pooler.write()
+    pooler.start()
+    until(pidfile.exists)
+    assert os.path.exists(pooler.unix_path)
+    with pooler.login() as client:
+        client.query("SELECT 1")
+    if STOPS[how]:
+        pooler.signal(STOPS[how])
+    else:
+        with pooler.console() as console:
+            console.send(query(how))
+            if "WAIT" in how:
+                assert console.result().tags == ["SHUTDOWN"]
+            else:
+                assert console.at_eof()
+    assert pooler.wait_end() == 0
+    assert not pidfile.exists() and not os.path.exists(pooler.unix_path)
+
+
+@pytest.mark.since("1.23")
+@pytest.mark.parametrize("number, other", [(signal.SIGTERM, "WAIT_FOR_SERVERS"), (signal.SIGINT, "WAIT_FOR_CLIENTS")])
+def test_the_unix_socket_serves_the_console_to_the_end(pooler, number, other):
+    with pooler.login() as client:
+        client.query("BEGIN")
+        pooler.signal(number)
+        pooler.wait_log("shutting down, waiting for all")
+        until(pooler.refuses)
+        with Wire(path=pooler.unix_path) as late:
+            late.startup("app", "p0")
+            late.expect_fatal("pooler is shutting down")
+        with Wire(path=pooler.unix_path) as console:
+            console.login("admin", "pgbouncer")
+            assert console.query("SHOW VERSION").rows and console.query("SHOW POOLS").rows
+            assert console.ask("RESUME").error["M"] in ("pooler is shutting down", "pooler is not paused/suspended")
+            pooler.signal(signal.SIGUSR2)
+            pooler.wait_log("got SIGUSR2 while shutting down, ignoring")
+            # the other mode takes the place of the first
+            assert console.query(f"SHUTDOWN {other}").tags == ["SHUTDOWN"]
+            pooler.wait_log(f"SHUTDOWN {other} command issued")
+            assert client.query("SELECT 1").value == "1" and pooler.alive
+            assert client.query("COMMIT").tags == ["COMMIT"]
+            client.close()
+            if other == "WAIT_FOR_CLIENTS":
+                holds(lambda: pooler.alive, 0.7, what="consoles count as clients")
+        assert pooler.wait_end() == 0
+    assert not os.path.exists(pooler.unix_path)
+
+
+@pytest.mark.since("1.23")
+def test_the_console_forces_what_a_signal_began(pooler):
+    with pooler.login() as client:
+        client.query("BEGIN")
+        pooler.signal(signal.SIGTERM)
+        pooler.wait_log("shutting down, waiting for all")
+        with Wire(path=pooler.unix_path) as console:
+            console.login("admin", "pgbouncer")
+            console.send(query("SHUTDOWN"))
+            assert console.at_eof()
+        assert pooler.wait_end() == 0 and client.at_eof()
+
+
+@pytest.mark.ours
+def test_a_login_in_progress_is_finished_by_a_pooler_that_stops(make_pooler):
+    """Who was connected before the listeners were closed is one of the clients that are waited for."""
+    pooler = make_pooler(ini={"auth_type": "md5"})
+    with pooler.wire() as late:
+        late.startup("app", "p0")
+        salt = late.recv().body[4:]
+        pooler.signal(signal.SIGTERM)
+        until(pooler.refuses)
+        late.send(message("p", cstr(md5_response("app", pooler.userlist["app"], salt))))
+        late.finish_login("app")
+        assert late.query("SELECT 1").value == "1"
+    assert pooler.wait_end() == 0
+
+
+@pytest.mark.since("1.25")
+def test_names_of_settings_that_wait_for_a_restart_are_logged(pooler):
+    pooler.ini.update(listen_port=pooler.port + 1, listen_addr="127.0.0.2", query_timeout=44)
+    pooler.write()
+    pooler.reload()
+    assert pooler.setting("query_timeout") == "44" and pooler.setting("listen_port") == str(pooler.port)
+    if pooler.binary.ours:
+        for key, old, new in (("listen_port", pooler.port, pooler.port + 1), ("listen_addr", "127.0.0.1", "127.0.0.2")):
+            assert f'WARNING setting "{key}" stays "{old}" until a restart; the configuration file has "{new}"\n' in pooler.log()
+    assert pooler.login().query("SELECT 1").value == "1"
+
+
+@pytest.mark.ours
+def test_database_names_in_double_quotes(make_pooler):
+    """As the manual promises."""
+    pooler = make_pooler(start=False)
+    pooler.databases = {'"my = db"': pooler.backend(), '"say ""p1"""': pooler.backend("p1"), "'single'": pooler.backend()}
+    pooler.write()
+    pooler.start()
+    for name, dbname in (("my = db", "p0"), ('say "p1"', "p1"), ("single", "p0")):
+        assert pooler.login("app", name).query("SELECT current_database()").value == dbname
+    assert {d["name"] for d in pooler.show("DATABASES")} == {"my = db", 'say "p1"', "single", "pgbouncer"}
+    with pooler.console() as console:
+        assert console.query('PAUSE "say ""p1"""').tags == ["PAUSE"]
+        assert console.query('RESUME "say ""p1"""').tags == ["RESUME"]
+
+
+class TestReload:
+    """What a reload does to each kind of thing it finds changed."""
+
+    def databases(self, pooler):
+        return {d["name"]: d for d in pooler.show("DATABASES")}
+
+    def test_a_dropped_database(self, pooler, pg):
+        with pooler.login("app", "p1") as gone, pooler.login("app", "p0") as stays:
+            gone.query("SELECT 1")
+            pid = int(stays.query("SELECT pg_backend_pid()").value)
+            del pooler.databases["p1"]
+            pooler.write()
+            pooler.reload()
+            gone.expect_fatal("database removed")
+            assert "WARNING dropping database 'p1' as it does not exist anymore or inactive auto-database\n" in pooler.log()
+            pooler.wait_log(re.compile(r"S-0x[0-9a-f]+: p1/app@\S+ closing because: database removed"))
+            assert int(stays.query("SELECT pg_backend_pid()").value) == pid, "nobody else is touched"
+        assert "p1" not in self.databases(pooler)
+
+    @pytest.mark.parametrize("change, reconnects", [
+        ({"connect_query": "SELECT 7"}, True), ({"host": "127.0.0.2"}, True), ({"dbname": "p1"}, True),
+        ({"pool_size": 3}, False), ({"pool_mode": "session"}, False), ({"max_db_connections": 5}, False), ({}, False)])
+    def test_a_changed_database(self, pooler, change, reconnects):
+        with pooler.login() as client:
+            old = client.query("SELECT pg_backend_pid()").value
+            pooler.databases["p0"].update(change)
+            pooler.write()
+            pooler.reload()
+            new = client.query("SELECT pg_backend_pid()").value
+            assert (new != old) == reconnects
+
+    def test_users(self, pooler):
+        pooler.users = {"app": {"pool_size": 3, "pool_mode": "session"}, "app2": {"max_user_connections": 7}}
+        pooler.write()
+        pooler.reload()
+        users = {u["name"]: u for u in pooler.show("USERS")}
+        assert (users["app"]["pool_mode"], users["app2"]["max_user_connections"]) == ("session", "7")
+        pooler.users = {"app": {"pool_size": 4}}
+        pooler.write()
+        pooler.reload()
+        users = {u["name"]: u for u in pooler.show("USERS")}
+        assert users["app"]["pool_mode"] is None, "a key removed from a line is unset again"
+        assert users["app2"]["max_user_connections"] == "7", "a line removed as a whole keeps what it said"
+
+    def test_a_user_who_left_the_file_stays_known_and_cannot_log_in(self, make_pooler):
+        pooler = make_pooler(ini={"auth_type": "md5"})
+        with pooler.login("app2") as inside:
+            del pooler.userlist["app2"]
+            pooler.write()
+            pooler.reload()
+            assert inside.query("SELECT 1").value == "1"
+            with pytest.raises(ServerError, match="password authentication failed"):
+                pooler.login("app2", password="app2-secret")
+        assert "app2" in {u["name"] for u in pooler.show("USERS")}
+
+    def test_the_star_survives_its_removal_and_changes_for_all(self, make_pooler):
+        pooler = make_pooler(start=False)
+        pooler.databases = {"*": {"host": "127.0.0.1", "port": pooler.pg.port, "dbname": "p0"}, "own": pooler.backend()}
+        pooler.write()
+        pooler.start()
+        with pooler.login("app", "auto") as client:
+            assert client.query("SELECT current_database()").value == "p0"
+            assert "registered new auto-database: auto" in pooler.log()
+            del pooler.databases["*"]
+            pooler.write()
+            pooler.reload()
+            assert client.query("SELECT current_database()").value == "p0"
+            assert pooler.login("app", "another").query("SELECT 1").value == "1"
+            pooler.databases["*"] = {"host": "127.0.0.1", "port": pooler.pg.port, "dbname": "p1"}
+            pooler.write()
+            pooler.reload()
+            assert client.query("SELECT current_database()").value == "p1"
+
+    @pytest.mark.since("1.25")
+    def test_a_missing_auth_file_is_no_failure(self, pooler):
+        (pooler.dir / "userlist.txt").unlink()
+        with pooler.console() as console:
+            assert console.query("RELOAD").tags == ["RELOAD"]
+        pooler.wait_log("ERROR could not open auth_file")
+
+    @pytest.mark.since("1.25")
+    def test_a_broken_file_is_reported_and_changes_nothing(self, pooler, binary):
+        before = pooler.show("CONFIG"), pooler.show("DATABASES"), pooler.show("USERS")
+        with pooler.login() as client, pooler.console() as console:
+            client.query("SELECT 1")
+            pooler.ini["query_timeout"] = 77
+            del pooler.databases["p1"]
+            pooler.users = {"app": {"pool_mode": "session"}}
+            pooler.userlist["fresh"] = "x"
+            pooler.write(extra="nonsense\n")
+            failed = console.ask("RELOAD")
+            assert failed.error == {"S": "ERROR", "C": "F0000", "M": "RELOAD failed, see logs for additional details"}
+            pooler.wait_log("ERROR RELOAD Failed, see logs for more details")
+            pooler.wait_log("WARNING config file loading failed")
+            pooler.wait_log("ERROR syntax error in configuration")
+            if binary.ours:
+                unstable = ("current_connections", "current_client_connections")
+                after = pooler.show("CONFIG"), pooler.show("DATABASES"), pooler.show("USERS")
+                assert [[{k: v for k, v in row.items() if k not in unstable} for row in rows] for rows in after] == [
+                    [{k: v for k, v in row.items() if k not in unstable} for row in rows] for rows in before]
+            assert client.query("SELECT 1").value == "1"
+            pooler.write()
+            assert console.query("RELOAD").tags == ["RELOAD"]
+            assert pooler.setting("query_timeout") == "77"
