@@ -6,7 +6,8 @@ import time
 import pytest
 
 from support.pooler import Pooler
-from support.system import REPO, remove_dir
+from support.system import REPO, remove_dir, until
+from support.wire import query
 
 FIXTURE = REPO / "tests/fixtures/show_columns.json"
 SHAPES = {topic: columns for topic, columns in json.loads(FIXTURE.read_text()).items() if columns}
@@ -175,3 +176,112 @@ def test_close_needed_is_shown_of_linked_servers_too(make_pooler):
         client.query("BEGIN")
         pooler.admin("RECONNECT")
         assert [(s["state"], s["close_needed"]) for s in pooler.show("SERVERS")] == [("active", "1")]
+
+
+def numbers(rows, key):
+    """Rows by name, numbers as integers."""
+    def value(text):
+        return int(text) if text and text.strip().lstrip("-").isdigit() else text
+
+    keys = key if isinstance(key, tuple) else (key,)
+    return {tuple(r[k] for k in keys) if len(keys) > 1 else r[key]: {k: value(v) for k, v in r.items()} for r in rows}
+
+
+class Counting:
+    """A client that adds up what it sends and receives."""
+
+    def __init__(self, wire):
+        self.wire, self.sent, self.received, self.queries = wire, 0, 0, 0
+
+    def send(self, sql):
+        self.wire.send(query(sql))
+        self.sent += len(query(sql))
+        self.queries += 1
+
+    def result(self):
+        result = self.wire.result()
+        self.received += sum(5 + len(m.body) for m in result.messages)
+        return result
+
+    def ask(self, sql):
+        self.send(sql)
+        return self.result()
+
+
+@pytest.mark.since("1.25")
+def test_numbers_are_those_of_what_was_done(make_pooler):
+    """Four clients of one pool with two servers, one client of another, one that has hardly said a word, one console."""
+    pooler = make_pooler(ini={"default_pool_size": 2, "stats_period": 3600})
+    console, mute = pooler.console(), pooler.wire()
+    # the kernel gives out connections only when they have said something
+    mute.send(b"\0")
+    # without parameters that servers would have to be told, whose answers count as well
+    a, b, c, d = (Counting(pooler.login("app", "p0")) for _ in range(4))
+    e = Counting(pooler.login("app2", "p1"))
+
+    def show(topic, key):
+        return numbers(console.query(f"SHOW {topic}").dicts, key)
+
+    def pick(row, *keys):
+        return tuple(row[k] for k in keys)
+
+    for _ in range(3):
+        c.ask("SELECT 1")
+    for holder in (a, b):
+        holder.ask("BEGIN")
+        holder.ask("SELECT 2")
+    e.ask("SELECT 3; SELECT 4")
+    d.send("SELECT 5")
+    until(lambda: show("POOLS", ("database", "user"))["p0", "app"]["cl_waiting"] == 1)
+
+    pools = show("POOLS", ("database", "user"))
+    states = ("cl_active", "cl_waiting", "cl_active_cancel_req", "cl_waiting_cancel_req", "sv_active", "sv_active_cancel",
+              "sv_being_canceled", "sv_idle", "sv_used", "sv_tested", "sv_login")
+    assert {name: pick(row, *states) for name, row in pools.items()} == {
+        ("p0", "app"): (3, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0), ("p1", "app2"): (1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0),
+        ("pgbouncer", "pgbouncer"): (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)}
+    waited = pools["p0", "app"]
+    assert waited["maxwait"] * 1_000_000 + waited["maxwait_us"] > 0 and pools["p1", "app2"]["maxwait_us"] == 0
+
+    clients = show("CLIENTS", "port")
+    clients = [clients[str(n.wire.sock.getsockname()[1])] for n in (a, b, c, d, e)]
+    assert [row["state"] for row in clients] == ["active", "active", "idle", "waiting", "idle"]
+    servers = console.query("SHOW SERVERS").dicts
+    assert sorted((s["database"], s["state"]) for s in servers) == [("p0", "active"), ("p0", "active"), ("p1", "idle")]
+    links = {s["ptr"]: s["link"] for s in servers if s["link"]}
+    assert links == {client["link"]: client["ptr"] for client in clients[:2]}
+    assert sorted(s["state"] for s in console.query("SHOW SOCKETS").dicts) == sorted(
+        ["cl_active"] * 5 + ["cl_waiting", "cl_login", "sv_active", "sv_active", "sv_idle"])
+
+    lists = {k: row["items"] for k, row in show("LISTS", "list").items()}
+    wanted = {"databases": 3, "users": len(console.query("SHOW USERS").rows), "pools": 3, "peers": 0, "peer_pools": 0, "used_clients": 7,
+              "login_clients": 1, "used_servers": 3, "dns_queries": 0, "dns_pending": 0}
+    assert {k: lists[k] for k in wanted} == wanted
+    assert {n: pick(row, "current_connections", "current_client_connections", "pool_size")
+            for n, row in show("DATABASES", "name").items()} == {"p0": (2, 4, 2), "p1": (1, 1, 2), "pgbouncer": (0, 1, 2)}
+    users = show("USERS", "name")
+    assert {n: pick(users[n], "current_connections", "current_client_connections") for n in ("app", "app2", "admin", "stats")} == {
+        "app": (2, 4), "app2": (1, 1), "admin": (0, 1), "stats": (0, 0)}
+
+    for holder in (a, b):
+        holder.ask("COMMIT")
+    d.result()
+    row = show("STATS", "database")["p0"]
+    of_p0 = (a, b, c, d)
+    assert pick(row, "total_server_assignment_count", "total_xact_count", "total_query_count", "total_received", "total_sent") == (
+        6, 6, sum(n.queries for n in of_p0), sum(n.sent for n in of_p0), sum(n.received for n in of_p0))
+    assert row["total_wait_time"] >= waited["maxwait"] * 1_000_000 + waited["maxwait_us"]
+    assert row["total_xact_time"] >= row["total_query_time"] > 0
+    assert pick(row, "total_client_parse_count", "total_server_parse_count", "total_bind_count") == (0, 0, 0)
+    stats = show("STATS", "database")
+    assert pick(stats["p1"], "total_xact_count", "total_query_count") == (1, 1)
+    assert pick(stats["pgbouncer"], "total_xact_count", "total_query_count", "total_received", "total_sent") == (1, 1, 0, 0)
+    totals = show("TOTALS", "name")
+    for total, column in (("query_count", "query_count"), ("xact_count", "xact_count"), ("client_bytes", "received"), ("server_bytes", "sent"),
+                          ("server_assignment_count", "server_assignment_count"), ("wait_time", "wait_time"), ("query_time", "query_time")):
+        assert totals[f"total_{total}"]["value"] == sum(s[f"total_{column}"] for s in stats.values()), total
+    assert {n: {k: v for k, v in r.items() if k != "database"} for n, r in show("STATS_TOTALS", "database").items()} == {
+        n: {{"total_received": "bytes_received", "total_sent": "bytes_sent"}.get(k, k.removeprefix("total_")): v
+            for k, v in r.items() if k.startswith("total_")} for n, r in stats.items()}
+    for wire in (console, mute, *(n.wire for n in (*of_p0, e))):
+        wire.close()
