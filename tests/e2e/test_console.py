@@ -436,3 +436,99 @@ def test_commands_may_come_in_pieces(console):
     for byte in query("SHOW VERSION"):
         console.send(bytes([byte]))
     assert console.result().rows
+
+
+def cancel(pooler, key):
+    with pooler.wire() as wire:
+        wire.send(struct.pack("!II", 16, CANCEL_REQUEST) + key)
+        assert wire.at_eof()
+
+
+def test_cancelling_an_idle_console_resumes_too(pooler, console):
+    with pooler.console() as other, pooler.login() as client:
+        client.query("SELECT 1")
+        console.query("PAUSE")
+        client.send(query("SELECT 2"))
+        assert client.recv_or_none(0.3) is None
+        cancel(pooler, other.key)
+        assert client.result().value == "2"
+        assert console.query("SHOW STATE").rows[0] == ["active", "yes"] if pooler.binary.version >= (1, 25) else True
+    pooler.wait_log("WARNING admin cancel request for non-waiting client?")
+
+
+def test_odd_messages(pooler):
+    with pooler.console() as console:
+        console.send(message("d", b"data") + message("c") + message("f", b"no\0") + query("SHOW VERSION"))
+        assert console.result().rows, "copy messages are passed over"
+        console.send(message("X"))
+        assert console.at_eof()
+    pooler.wait_log(re.compile(r"pgbouncer/admin@\S+ closing because: close req \(age="))
+    with pooler.console() as console:
+        console.send(message("Q", b"SHOW VERSION"))
+        console.expect_fatal("incomplete query")
+
+
+@pytest.mark.since("1.24")
+def test_kill_client_reaches_waiting_clients_and_consoles(make_pooler):
+    pooler = make_pooler(ini={"default_pool_size": 1})
+    with pooler.console() as console, pooler.console("stats") as other, pooler.login() as busy, pooler.login() as waiting:
+        busy.query("BEGIN")
+        waiting.send(query("SELECT 1"))
+        until(lambda: pooler.pool()["cl_waiting"] == 1)
+        ids = {c["port"]: c["id"] for c in console.query("SHOW CLIENTS").dicts}
+        for wire in (waiting, other):
+            assert console.query(f"KILL_CLIENT {ids[str(wire.sock.getsockname()[1])]}abc").tags == ["KILL_CLIENT"]
+            wire.expect_fatal("admin forced disconnect")
+        until(lambda: pooler.pool()["cl_waiting"] == 0)
+        assert busy.query("COMMIT").tags == ["COMMIT"]
+
+
+def test_reasons_of_closed_servers_are_logged(pooler, console):
+    with pooler.login("app", "p0") as idle, pooler.login("app", "p1") as busy:
+        idle.query("SELECT 1")
+        busy.query("BEGIN")
+        console.query("RECONNECT")
+        pooler.wait_log(re.compile(r"S-0x[0-9a-f]+: p0/app@\S+ closing because: (obsolete connection|database configuration changed) "))
+        busy.query("COMMIT")
+        pooler.wait_log(re.compile(r"S-0x[0-9a-f]+: p1/app@\S+ closing because: close_needed "))
+        idle.query("SELECT 1")
+        console.query("PAUSE p0")
+        pooler.wait_log(re.compile(r"S-0x[0-9a-f]+: p0/app@\S+ closing because: pause mode "))
+        console.query("RESUME p0")
+
+
+@pytest.mark.since("1.25")
+def test_kill_forgets_statistics(pooler, console):
+    with pooler.login() as client:
+        client.query("SELECT 1")
+        assert [r for r in console.query("SHOW STATS").dicts if r["database"] == "p0"]
+        console.query("KILL p0")
+        assert not [r for r in console.query("SHOW STATS").dicts if r["database"] == "p0"]
+        assert not [r for r in console.query("SHOW POOLS").dicts if r["database"] == "p0"]
+        client.expect_fatal("database removed")
+    console.query("RESUME p0")
+
+
+@pytest.mark.since("1.24")
+def test_limits_of_clients_hold_for_stats_users_but_not_for_admins(make_pooler):
+    pooler = make_pooler(ini={"max_user_client_connections": 1})
+    with pooler.console("stats"), pooler.console() as first, pooler.console() as second:
+        with pytest.raises(ServerError, match="max_user_client_connections"):
+            pooler.console("stats")
+        assert first.query("SHOW VERSION").rows
+        users = {u["name"]: u for u in second.query("SHOW USERS").dicts}
+        if pooler.binary.version >= (1, 25):
+            assert users["admin"]["current_client_connections"] == "2"
+
+
+def test_auto_databases_are_made_by_some_commands(make_pooler):
+    pooler = make_pooler(start=False)
+    pooler.databases = {"*": pooler.backend()}
+    pooler.write()
+    pooler.start()
+    with pooler.console() as console:
+        for command in ("ENABLE auto1", "RESUME auto2"):
+            refuse(console, command, f"no such database: {command.split()[1]}")
+        for command in ("RECONNECT auto3", "WAIT_CLOSE auto4", "DISABLE auto5", "PAUSE auto6"):
+            assert console.query(command).tags == [command.split()[0]]
+            pooler.wait_log(f"registered new auto-database: {command.split()[1]}")
