@@ -15,9 +15,10 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::scram::{
-    Derivation, MAX_ITERATIONS, MECHANISM, NONCE_BYTES, SALT_BYTES, SaltedKeys, ScramKeys, Verifier, same_key,
+    Derivation, MAX_ITERATIONS, MECHANISM, MECHANISM_PLUS, NONCE_BYTES, SALT_BYTES, SaltedKeys, ScramKeys, Verifier,
+    same_key,
 };
-use super::scram_server::{ClientFirst, Exchange, WRONG_PASSWORD};
+use super::scram_server::{ClientFirst, Exchange, Offer, WRONG_PASSWORD};
 use super::secret::Secret;
 use super::{MAX_PASSWORD_BYTES, md5, message, same_secret};
 use crate::disconnect::Disconnect;
@@ -56,6 +57,8 @@ pub struct Login<'a> {
     pub iterations: u32,
     /// The process's own key for the salts of strangers.
     pub mock_key: &'a [u8],
+    /// What SCRAM can be bound to, if there is anything.
+    pub binding: Option<Arc<[u8]>>,
     pub random: Random,
 }
 
@@ -129,6 +132,7 @@ pub struct ClientAuth {
     secret: Option<Secret>,
     verifier: Option<Arc<Verifier>>,
     iterations: u32,
+    binding: Option<Arc<[u8]>>,
     random: Random,
     state: State,
 }
@@ -136,9 +140,9 @@ pub struct ClientAuth {
 impl ClientAuth {
     /// Begins the exchange.
     pub fn start(login: Login<'_>, out: &mut Vec<u8>) -> (Self, Step) {
-        let Login { method, user, secret, verifier, iterations, mock_key, random } = login;
+        let Login { method, user, secret, verifier, iterations, mock_key, binding, random } = login;
         let iterations = iterations.clamp(1, MAX_ITERATIONS);
-        let mut machine = Self { user: user.into(), secret, verifier, iterations, random, state: State::Done };
+        let mut machine = Self { user: user.into(), secret, verifier, iterations, binding, random, state: State::Done };
         let step = match method {
             Method::Any => Step::Success(Proof::default()),
             Method::Trust if machine.secret.is_some() => Step::Success(Proof::default()),
@@ -171,7 +175,8 @@ impl ClientAuth {
                 self.verifier = Some(Arc::new(Verifier::mock(&self.user, mock_key, self.iterations)));
             }
         }
-        request(out, 10, format!("{MECHANISM}\0\0").as_bytes());
+        let plus = if self.binding.is_some() { format!("{MECHANISM_PLUS}\0") } else { String::new() };
+        request(out, 10, format!("{plus}{MECHANISM}\0\0").as_bytes());
         self.state = State::SaslFirst;
         Step::Wait
     }
@@ -251,9 +256,11 @@ impl ClientAuth {
     }
 
     fn sasl_first(&mut self, body: &[u8], out: &mut Vec<u8>) -> Step {
-        let first = match initial_response(body) {
-            Ok(data) => ClientFirst::parse(data),
-            Err(step) => return step,
+        let first = match (initial_response(body, self.binding.is_some()), &self.binding) {
+            (Ok((true, data)), Some(binding)) => ClientFirst::parse(data, Offer::Chosen(binding)),
+            (Ok((_, data)), Some(_)) => ClientFirst::parse(data, Offer::Declined),
+            (Ok((_, data)), None) => ClientFirst::parse(data, Offer::Nothing),
+            (Err(step), _) => return step,
         };
         let first = match first {
             Ok(first) => first,
@@ -304,16 +311,17 @@ fn request(out: &mut Vec<u8>, code: u32, data: &[u8]) {
     });
 }
 
-/// The client-first message inside a SASLInitialResponse.
-fn initial_response(body: &[u8]) -> Result<&[u8], Step> {
+/// The client-first message inside a SASLInitialResponse, and whether the mechanism with channel binding was chosen.
+fn initial_response(body: &[u8], offered: bool) -> Result<(bool, &[u8]), Step> {
     let incomplete = || Failure::sasl("malformed SCRAM message (incomplete SASLInitialResponse)");
     let end = body.iter().position(|&b| b == 0).ok_or_else(incomplete)?;
-    if &body[..end] != MECHANISM.as_bytes() {
+    let plus = offered && &body[..end] == MECHANISM_PLUS.as_bytes();
+    if !plus && &body[..end] != MECHANISM.as_bytes() {
         return Err(Failure::fatal("client selected an invalid SASL authentication mechanism"));
     }
     let (len, data) = body[end + 1..].split_first_chunk::<4>().ok_or_else(incomplete)?;
     if usize::try_from(u32::from_be_bytes(*len)).is_ok_and(|len| len == data.len()) {
-        Ok(data)
+        Ok((plus, data))
     } else {
         Err(Failure::sasl("malformed SCRAM message (length mismatch)"))
     }
@@ -332,7 +340,16 @@ mod tests {
     fn login(method: Method, secret: Option<&str>) -> Login<'static> {
         let random = Random { md5_salt: [1, 2, 3, 4], nonce: [0; 18], salt: [5; 16] };
         let secret = secret.map(Secret::classify);
-        Login { method, user: "alice", secret, verifier: None, iterations: 100, mock_key: b"key", random }
+        Login {
+            method,
+            user: "alice",
+            secret,
+            verifier: None,
+            iterations: 100,
+            mock_key: b"key",
+            binding: None,
+            random,
+        }
     }
 
     /// Follows a login to its end with one password message; derivations are done on the spot.

@@ -19,7 +19,16 @@ fn scram_text(password: &str) -> String {
 fn login(method: Method, secret: Option<&str>) -> Login<'static> {
     let random = Random { md5_salt: [1, 2, 3, 4], nonce: [7; 18], salt: [5; 16] };
     let secret = secret.map(Secret::classify);
-    Login { method, user: "alice", secret, verifier: None, iterations: ITERATIONS, mock_key: b"key", random }
+    Login {
+        method,
+        user: "alice",
+        secret,
+        verifier: None,
+        iterations: ITERATIONS,
+        mock_key: b"key",
+        binding: None,
+        random,
+    }
 }
 
 /// How an exchange ended: what the pooler thinks of the client, and whether the client trusts the pooler.
@@ -110,7 +119,7 @@ fn messages(bytes: &mut Vec<u8>, tag: u8, tamper: &mut impl FnMut(&mut Vec<u8>))
 }
 
 fn knows(secret: &str) -> Credentials {
-    Credentials { user: "alice".into(), secret: Secret::classify(secret), scram_keys: None }
+    Credentials { user: "alice".into(), secret: Secret::classify(secret), scram_keys: None, binding: None }
 }
 
 #[test]
@@ -161,10 +170,15 @@ fn keys_of_a_real_secret_open_servers_with_the_same_one() {
     let end = meet(login(Method::ScramSha256, Some(&scram)), knows("pencil"), |_| {});
     let keys = ScramKeys::from(&derive(b"pencil", b"some salt", ITERATIONS));
     assert_eq!(end.keys, Some(text(&keys)));
-    let passed_on =
-        Credentials { user: "alice".into(), secret: Secret::classify(&scram), scram_keys: Some(keys.clone()) };
+    let passed_on = Credentials {
+        user: "alice".into(),
+        secret: Secret::classify(&scram),
+        scram_keys: Some(keys.clone()),
+        binding: None,
+    };
     assert!(meet(login(Method::ScramSha256, Some(&scram)), passed_on, |_| {}).trusted);
-    let other_secret = Credentials { user: "alice".into(), secret: Secret::classify(&scram), scram_keys: Some(keys) };
+    let other_secret =
+        Credentials { user: "alice".into(), secret: Secret::classify(&scram), scram_keys: Some(keys), binding: None };
     assert!(!meet(login(Method::ScramSha256, Some("pencil")), other_secret, |_| {}).succeeded);
 }
 
@@ -224,4 +238,38 @@ fn damaged_messages_never_panic_and_never_let_a_stranger_in() {
         });
         assert!(!end.succeeded, "case {case}: {end:?}");
     }
+}
+
+#[test]
+fn bound_to_the_same_certificate_or_not_at_all() {
+    let with = |binding: Option<&[u8]>| Login {
+        binding: binding.map(Arc::from),
+        ..login(Method::ScramSha256, Some("pencil"))
+    };
+    let bound = |binding: Option<&[u8]>| Credentials { binding: binding.map(<[u8]>::to_vec), ..knows("pencil") };
+    let failed = "SASL authentication failed";
+    for (ours, theirs, failure) in [
+        (Some(b"hash".as_slice()), Some(b"hash".as_slice()), None),
+        (None, Some(b"hash"), None),
+        (Some(b"hash"), None, None),
+        (None, None, None),
+        (Some(b"hash"), Some(b"another"), Some(failed)),
+    ] {
+        let end = meet(with(ours), bound(theirs), |_| {});
+        assert_eq!(end.failure.as_deref(), failure, "{ours:?} {theirs:?}");
+        assert_eq!(end.succeeded && end.trusted, failure.is_none(), "{ours:?} {theirs:?}");
+    }
+}
+
+#[test]
+fn an_offer_cannot_be_taken_away_unseen() {
+    let login = Login { binding: Some(Arc::from(b"hash".as_slice())), ..login(Method::ScramSha256, Some("pencil")) };
+    let who = Credentials { binding: Some(b"hash".to_vec()), ..knows("pencil") };
+    let end = meet(login, who, |body| {
+        if body.starts_with(b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0") {
+            body.drain(4..4 + "SCRAM-SHA-256-PLUS".len() + 1);
+        }
+    });
+    assert!(!end.succeeded);
+    assert!(end.log.iter().any(|line| line.starts_with("SCRAM channel binding negotiation error")), "{:?}", end.log);
 }

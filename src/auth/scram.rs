@@ -14,8 +14,14 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::secret::{BASE64, KEY_BYTES, ScramSecret};
 
-/// The one mechanism spoken here.
+/// The mechanism spoken everywhere.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+
+/// The same bound to the TLS connection that it runs in, so that nobody can sit in the middle.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+
+/// What the messages of a bound exchange begin with: the one type of channel binding, and no authorization identity.
+pub(crate) const BOUND_HEADER: &str = "p=tls-server-end-point,,";
 
 /// Most iterations anybody may make us compute; a server could otherwise stop us with a number.
 pub const MAX_ITERATIONS: u32 = 1_000_000;

@@ -4,8 +4,8 @@
 //! its signature is demanded.
 
 use super::scram::{
-    Attributes, Defect, Key, MAX_ITERATIONS, NONCE_BYTES, ScramKeys, check_message, decode, encode, hmac, is_printable,
-    malformed, same_key, sha256, xor,
+    Attributes, BOUND_HEADER, Defect, Key, MAX_ITERATIONS, NONCE_BYTES, ScramKeys, check_message, decode, encode, hmac,
+    is_printable, malformed, same_key, sha256, xor,
 };
 
 /// What a server wants us to compute with.
@@ -15,8 +15,40 @@ pub struct Challenge {
     pub iterations: u32,
 }
 
+/// What we say about channel binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding<'a> {
+    /// We could not do it.
+    Impossible,
+    /// We could, but the server does not offer it.
+    NotOffered,
+    /// The exchange is bound to this.
+    Bound(&'a [u8]),
+}
+
+impl Binding<'_> {
+    const fn header(&self) -> &'static str {
+        match self {
+            Self::Impossible => "n,,",
+            Self::NotOffered => "y,,",
+            Self::Bound(_) => BOUND_HEADER,
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        match self {
+            Self::Bound(data) => data,
+            Self::Impossible | Self::NotOffered => &[],
+        }
+    }
+}
+
 /// Our side of an exchange.
 pub struct Exchange {
+    /// What the first message begins with.
+    header: &'static str,
+    /// The header and what it binds to, in base64, for the last message.
+    binding: String,
     nonce: String,
     server_first: Box<[u8]>,
     /// The signature the server will send if it knows us.
@@ -25,14 +57,16 @@ pub struct Exchange {
 
 impl Exchange {
     #[must_use]
-    pub fn new(random: &[u8; NONCE_BYTES]) -> Self {
-        Self { nonce: encode(random), server_first: Box::default(), expected: None }
+    pub fn new(random: &[u8; NONCE_BYTES], binding: Binding<'_>) -> Self {
+        let header = binding.header();
+        let binding = encode(&[header.as_bytes(), binding.data()].concat());
+        Self { header, binding, nonce: encode(random), server_first: Box::default(), expected: None }
     }
 
     /// The client-first message. PostgreSQL takes the user's name from the startup message, so none is given.
     #[must_use]
     pub fn first(&self) -> String {
-        format!("n,,n=,r={}", self.nonce)
+        format!("{}n=,r={}", self.header, self.nonce)
     }
 
     /// Reads the server-first message.
@@ -59,7 +93,7 @@ impl Exchange {
 
     /// The client-final message, with the keys that belong to the challenge.
     pub fn prove(&mut self, keys: &ScramKeys) -> Vec<u8> {
-        let mut message = b"c=biws,".to_vec();
+        let mut message = format!("c={},", self.binding).into_bytes();
         let nonce_end = self.server_first.iter().position(|&b| b == b',').unwrap_or(self.server_first.len());
         message.extend_from_slice(&self.server_first[..nonce_end]);
         let bare = format!("n=,r={}", self.nonce);
@@ -105,11 +139,11 @@ fn parse_iterations(text: &[u8]) -> Result<u32, Defect> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Challenge, Exchange};
+    use super::{Binding, Challenge, Exchange};
     use crate::auth::scram::{ScramKeys, decode, derive};
 
     fn rfc_7677() -> Exchange {
-        Exchange { nonce: "rOprNGfwEbeRWgbNEkqO".into(), server_first: Box::default(), expected: None }
+        Exchange { nonce: "rOprNGfwEbeRWgbNEkqO".into(), ..Exchange::new(&[0; 18], Binding::Impossible) }
     }
 
     #[test]

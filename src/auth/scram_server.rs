@@ -5,23 +5,35 @@
 //!               -> Exchange::begin        -> server-first
 //! client-final  -> Exchange::finish       -> server-final and the ClientKey, or the defect for the log
 //! ```
-//! No channel binding and no authorization identity; the user name inside the messages is ignored, the startup message
-//! counts.
+//! No authorization identity; the user name inside the messages is ignored, the startup message counts. Channel binding is
+//! by the hash of our certificate (RFC 5929); a client that could have used it and did not know of it is refused, for then
+//! somebody took it from our offer.
 
 use std::sync::Arc;
 
 use super::scram::{
-    Attributes, Defect, Key, NONCE_BYTES, ScramKeys, Verifier, check_message, decode, encode, hmac, is_printable,
-    malformed, same_key, sha256, show, xor,
+    Attributes, BOUND_HEADER, Defect, Key, NONCE_BYTES, ScramKeys, Verifier, check_message, decode, encode, hmac,
+    is_printable, malformed, same_key, sha256, show, xor,
 };
 
 /// The logged reason for a proof that does not fit.
 pub const WRONG_PASSWORD: &str = "password authentication failed";
 
+/// The channel binding that a client was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer<'a> {
+    /// None: there is nothing to bind to.
+    Nothing,
+    /// The client chose the mechanism without.
+    Declined,
+    /// The client chose the mechanism with it: what it has to bind to.
+    Chosen(&'a [u8]),
+}
+
 /// A client-first message that was understood.
 pub struct ClientFirst {
-    /// Whether the client said that it could have used channel binding.
-    binding_known: bool,
+    /// What the last message has to repeat: the header of the first one and the binding, in base64.
+    binding: Box<str>,
     bare: Box<[u8]>,
     nonce_at: usize,
     nonce_len: usize,
@@ -30,17 +42,9 @@ pub struct ClientFirst {
 impl ClientFirst {
     /// # Errors
     /// The defect, in the words of the log.
-    pub fn parse(message: &[u8]) -> Result<Self, Defect> {
+    pub fn parse(message: &[u8], offer: Offer<'_>) -> Result<Self, Defect> {
         check_message(message)?;
-        let (binding_known, rest) = match message {
-            [b'n', rest @ ..] => (false, rest),
-            [b'y', rest @ ..] => (true, rest),
-            [b'p', ..] => return Err("client requires SCRAM channel binding, but it is not supported".into()),
-            [flag, ..] => {
-                return Err(malformed(format_args!("unexpected channel-binding flag \"{}\"", show(*flag))));
-            }
-            [] => return Err(malformed("empty message")),
-        };
+        let (binding, rest) = binding(message, offer)?;
         let bare = match rest {
             [b',', b',', bare @ ..] => bare,
             [b',', b'a', ..] => return Err("client uses authorization identity, but it is not supported".into()),
@@ -69,11 +73,35 @@ impl ClientFirst {
             attributes.any()?;
         }
         let nonce_at = "n=".len() + user.len() + ",r=".len();
-        Ok(Self { binding_known, bare: bare.into(), nonce_at, nonce_len: nonce.len() })
+        Ok(Self { binding: binding.into(), bare: bare.into(), nonce_at, nonce_len: nonce.len() })
     }
 
     fn nonce(&self) -> &[u8] {
         &self.bare[self.nonce_at..self.nonce_at + self.nonce_len]
+    }
+}
+
+/// Takes the flag off a client-first message. With it comes what the last message has to say of channel binding.
+fn binding<'a>(message: &'a [u8], offer: Offer<'_>) -> Result<(String, &'a [u8]), Defect> {
+    let (flag, rest) = message.split_first().ok_or_else(|| malformed("empty message"))?;
+    match (flag, offer) {
+        (b'n', Offer::Nothing | Offer::Declined) => Ok((encode(b"n,,"), rest)),
+        (b'y', Offer::Nothing) => Ok((encode(b"y,,"), rest)),
+        (b'y', Offer::Declined) => Err("SCRAM channel binding negotiation error: the client supports it and was not \
+                                        told that it is supported here"
+            .into()),
+        (b'n' | b'y', Offer::Chosen(_)) => {
+            Err(malformed("the mechanism with channel binding was chosen, but the message does not bind"))
+        }
+        (b'p', Offer::Chosen(data)) => match rest.strip_prefix(b"=tls-server-end-point") {
+            Some(rest) => Ok((encode(&[BOUND_HEADER.as_bytes(), data].concat()), rest)),
+            None => Err("unsupported SCRAM channel-binding type".into()),
+        },
+        (b'p', Offer::Declined) => {
+            Err(malformed("the mechanism without channel binding was chosen, but the message binds"))
+        }
+        (b'p', Offer::Nothing) => Err("client requires SCRAM channel binding, but it is not supported".into()),
+        (flag, _) => Err(malformed(format_args!("unexpected channel-binding flag \"{}\"", show(*flag)))),
     }
 }
 
@@ -124,10 +152,7 @@ impl Exchange {
     pub fn finish(&self, message: &[u8]) -> Result<Proven, Defect> {
         check_message(message)?;
         let mut attributes = Attributes::new(message);
-        let binding = attributes.expect(b'c')?;
-        // base64 of the header that the first message began with
-        let expected: &[u8] = if self.first.binding_known { b"eSws" } else { b"biws" };
-        if binding != expected {
+        if attributes.expect(b'c')? != self.first.binding.as_bytes() {
             return Err("unexpected SCRAM channel-binding attribute in client-final-message".into());
         }
         let nonce = attributes.expect(b'r')?;
@@ -165,14 +190,14 @@ impl Exchange {
 mod tests {
     use std::sync::Arc;
 
-    use super::{ClientFirst, Exchange};
+    use super::{ClientFirst, Exchange, Offer};
     use crate::auth::scram::{Verifier, decode, derive};
 
     #[test]
     fn the_example_of_rfc_7677() {
         let salt = decode(b"W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
         let verifier = Verifier::derived(&derive(b"pencil", &salt, 4096), salt, 4096);
-        let first = ClientFirst::parse(b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO").unwrap();
+        let first = ClientFirst::parse(b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO", Offer::Nothing).unwrap();
         assert_eq!(first.nonce(), b"rOprNGfwEbeRWgbNEkqO");
         // the example's server nonce is not base64, so its message is put in place by hand
         let server_first = b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
@@ -207,7 +232,7 @@ mod tests {
             ("n,,n=,", "malformed SCRAM message (attribute \"r\" expected)"),
             ("n,,n=,r=abc,", "malformed SCRAM message (attribute expected, but found end of string)"),
         ] {
-            let result = ClientFirst::parse(message.as_bytes()).err().unwrap_or_default();
+            let result = ClientFirst::parse(message.as_bytes(), Offer::Nothing).err().unwrap_or_default();
             assert_eq!(result, defect, "{message}");
         }
     }
@@ -215,7 +240,9 @@ mod tests {
     #[test]
     fn final_messages() {
         let verifier = Arc::new(Verifier::mock("nobody", b"", 4096));
-        let begin = |first: &[u8]| Exchange::begin(ClientFirst::parse(first).unwrap(), verifier.clone(), &[0; 18]);
+        let begin = |first: &[u8]| {
+            Exchange::begin(ClientFirst::parse(first, Offer::Nothing).unwrap(), verifier.clone(), &[0; 18])
+        };
         let nonce = format!("abc{}", "A".repeat(24));
         let proof = "A".repeat(43) + "=";
         for (message, defect) in [
@@ -240,5 +267,65 @@ mod tests {
         }
         let said_y = begin(b"y,,n=,r=abc").finish(format!("c=eSws,r={nonce},p={proof}").as_bytes());
         assert_eq!(said_y.err().unwrap_or_default(), "password authentication failed");
+    }
+
+    #[test]
+    fn channel_binding() {
+        let (bound, declined) = (Offer::Chosen(b"hash"), Offer::Declined);
+        for (message, offer, defect) in [
+            ("p=tls-server-end-point,,n=,r=abc", bound, ""),
+            ("n,,n=,r=abc", declined, ""),
+            ("n,,n=,r=abc", Offer::Nothing, ""),
+            ("y,,n=,r=abc", Offer::Nothing, ""),
+            (
+                "y,,n=,r=abc",
+                declined,
+                "SCRAM channel binding negotiation error: the client supports it and was not told that it is supported here",
+            ),
+            (
+                "n,,n=,r=abc",
+                bound,
+                "malformed SCRAM message (the mechanism with channel binding was chosen, but the message does not bind)",
+            ),
+            (
+                "p=tls-server-end-point,,n=,r=abc",
+                declined,
+                "malformed SCRAM message (the mechanism without channel binding was chosen, but the message binds)",
+            ),
+            ("p=tls-unique,,n=,r=abc", bound, "unsupported SCRAM channel-binding type"),
+            ("p,,n=,r=abc", bound, "unsupported SCRAM channel-binding type"),
+            (
+                "p=tls-server-end-pointer,,n=,r=abc",
+                bound,
+                "malformed SCRAM message (comma expected, but found character \"'e'\")",
+            ),
+            (
+                "p=tls-server-end-point,a=x,n=,r=abc",
+                bound,
+                "client uses authorization identity, but it is not supported",
+            ),
+            ("x,,n=,r=abc", bound, "malformed SCRAM message (unexpected channel-binding flag \"'x'\")"),
+        ] {
+            let result = ClientFirst::parse(message.as_bytes(), offer).err().unwrap_or_default();
+            assert_eq!(result, defect, "{message}");
+        }
+    }
+
+    #[test]
+    fn the_bound_header_and_data_are_repeated() {
+        let verifier = Arc::new(Verifier::mock("nobody", b"", 4096));
+        let first = |data| ClientFirst::parse(b"p=tls-server-end-point,,n=,r=abc", Offer::Chosen(data)).unwrap();
+        let nonce = format!("abc{}", "A".repeat(24));
+        let said = |bound: &[u8]| {
+            let bound = crate::auth::scram::encode(&[b"p=tls-server-end-point,,", bound].concat());
+            format!("c={bound},r={nonce},p={}=", "A".repeat(43))
+        };
+        for (ours, theirs, defect) in [
+            (b"hash", b"hash", "password authentication failed"),
+            (b"hash", b"hush", "unexpected SCRAM channel-binding attribute in client-final-message"),
+        ] {
+            let result = Exchange::begin(first(ours), verifier.clone(), &[0; 18]).finish(said(theirs).as_bytes());
+            assert_eq!(result.err().unwrap_or_default(), defect);
+        }
     }
 }

@@ -11,8 +11,8 @@ use std::borrow::Cow;
 
 use zeroize::Zeroizing;
 
-use super::scram::{Derivation, MECHANISM, NONCE_BYTES, SaltedKeys, ScramKeys};
-use super::scram_client::{Challenge, Exchange};
+use super::scram::{Derivation, MECHANISM, MECHANISM_PLUS, NONCE_BYTES, SaltedKeys, ScramKeys};
+use super::scram_client::{Binding, Challenge, Exchange};
 use super::secret::Secret;
 use super::{md5, message};
 
@@ -25,6 +25,8 @@ pub struct Credentials {
     pub secret: Secret,
     /// Keys from a client's own login, for a SCRAM secret.
     pub scram_keys: Option<ScramKeys>,
+    /// What SCRAM can be bound to: the server's certificate, if it has shown one that has a hash.
+    pub binding: Option<Vec<u8>>,
 }
 
 /// What is to be done next; bytes for the server have been appended to `out`.
@@ -127,7 +129,12 @@ impl ServerAuth {
         if !matches!(self.state, State::Begin) {
             return Failure::step("protocol error: duplicate AuthenticationSASL request", None);
         }
-        if !mechanisms.split(|&b| b == 0).take_while(|name| !name.is_empty()).any(|name| name == MECHANISM.as_bytes()) {
+        let offers = |mechanism: &str| {
+            let mut names = mechanisms.split(|&b| b == 0).take_while(|name| !name.is_empty());
+            names.any(|name| name == mechanism.as_bytes())
+        };
+        let bound = self.credentials.binding.as_deref().filter(|_| offers(MECHANISM_PLUS));
+        if bound.is_none() && !offers(MECHANISM) {
             return Failure::step(
                 "none of the server's SASL authentication mechanisms are supported",
                 Some("server login failed: none of the server's SASL authentication mechanisms are supported"),
@@ -146,10 +153,16 @@ impl ServerAuth {
             }
             (Secret::None | Secret::Plain(_), _) | (Secret::Scram(_), Some(_)) => {}
         }
-        let exchange = Exchange::new(&self.nonce);
+        let (mechanism, binding) = match (bound, &self.credentials.binding) {
+            (Some(data), _) => (MECHANISM_PLUS, Binding::Bound(data)),
+            // if the server did offer it, it learns here that somebody took that away
+            (None, Some(_)) if !offers(MECHANISM_PLUS) => (MECHANISM, Binding::NotOffered),
+            (None, _) => (MECHANISM, Binding::Impossible),
+        };
+        let exchange = Exchange::new(&self.nonce, binding);
         let first = exchange.first();
         message(out, b'p', |out| {
-            out.extend_from_slice(MECHANISM.as_bytes());
+            out.extend_from_slice(mechanism.as_bytes());
             out.push(0);
             let len = u32::try_from(first.len()).expect("the message holds one nonce of fixed length");
             out.extend_from_slice(&len.to_be_bytes());
@@ -228,7 +241,8 @@ mod tests {
     const MD5: &str = "md54a0a68b43b6cd5cf266fa02f196e2371";
 
     fn machine(secret: &str) -> ServerAuth {
-        let credentials = Credentials { user: "alice".into(), secret: Secret::classify(secret), scram_keys: None };
+        let credentials =
+            Credentials { user: "alice".into(), secret: Secret::classify(secret), scram_keys: None, binding: None };
         ServerAuth::new(credentials, [0; 18])
     }
 
@@ -301,6 +315,24 @@ mod tests {
         let out = answer("x", &sasl(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0")).unwrap();
         let expected = [b"p\0\0\0\x36SCRAM-SHA-256\0\0\0\0\x20n,,n=,r=".as_slice(), &[b'A'; 24]].concat();
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn the_first_message_says_what_it_is_bound_to() {
+        let both = sasl(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+        let first = |binding: Option<&[u8]>, offer: &[u8]| {
+            let mut auth = machine("x");
+            auth.credentials.binding = binding.map(<[u8]>::to_vec);
+            let mut out = Vec::new();
+            assert!(matches!(auth.receive(offer, &mut out), Step::Wait));
+            String::from_utf8_lossy(&out[5..]).replace('\0', " ")
+        };
+        let bound = first(Some(b"hash"), &both);
+        assert!(bound.starts_with("SCRAM-SHA-256-PLUS ") && bound.contains("p=tls-server-end-point,,n=,r="), "{bound}");
+        assert!(first(Some(b"hash"), &sasl(b"SCRAM-SHA-256-PLUS\0\0")).starts_with("SCRAM-SHA-256-PLUS "));
+        let unknown = first(Some(b"hash"), &sasl(b"SCRAM-SHA-256\0\0"));
+        assert!(unknown.starts_with("SCRAM-SHA-256 ") && unknown.contains("y,,n=,r="), "{unknown}");
+        assert!(first(None, &both).contains("n,,n=,r="));
     }
 
     #[test]

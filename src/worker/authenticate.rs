@@ -95,6 +95,7 @@ impl Worker {
             verifier: known.and_then(|known| known.verifier.lock().clone()),
             iterations: u32::try_from(self.live.config.settings.scram_iterations).unwrap_or(4096),
             mock_key: &self.shared.mock_key,
+            binding: client.stream.tls().and_then(|session| session.channel_binding()),
             random,
         };
         let (auth, step) = ClientAuth::start(attempt, &mut out);

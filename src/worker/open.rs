@@ -151,6 +151,11 @@ impl Opening {
         self.dedicated.as_ref().map_or(Replication::None, |dedicated| dedicated.wishes.kind)
     }
 
+    fn channel_binding(&self) -> Option<Vec<u8>> {
+        let session = self.stream.as_ref().and_then(Stream::tls)?;
+        session.channel_binding().map(|data| data.to_vec())
+    }
+
     pub(crate) fn tls_info(&self) -> Option<String> {
         self.stream.as_ref().and_then(tls::info)
     }
@@ -471,6 +476,7 @@ impl Worker {
             user: opening.info.user.as_str().into(),
             secret: self.server_secret(opening),
             scram_keys: opening.pool.logins.lock().client_keys.clone(),
+            binding: opening.channel_binding(),
         };
         opening.auth = Some(ServerAuth::new(credentials, nonce));
         opening.stage = Stage::Login;

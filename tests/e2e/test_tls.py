@@ -13,6 +13,7 @@ import pytest
 from support import system
 from support.certs import Authority, self_signed, write
 from support.load import Background
+from support.middle import Middleman
 from support.wire import GSSENC_REQUEST, SSL_REQUEST, Closed, ServerError, Wire, cstr, message, query, startup_packet
 
 SSL_PACKET = struct.pack("!II", 8, SSL_REQUEST)
@@ -417,6 +418,81 @@ def test_certificates_in_great_numbers_and_none_right(tls_pooler, ca):
         ended += 1
     assert ended > 5
     assert client_login(pooler, ca, pair) == "1"
+
+
+# Channel binding.
+
+@pytest.mark.ours
+@pytest.mark.parametrize("secret", ["plain", "scram"])
+def test_scram_is_bound_to_our_certificate(tls_pooler, pg, ca, secret):
+    stored = pg.sql("SELECT rolpassword FROM pg_authid WHERE rolname = 'app'")[0][0] if secret == "scram" else "app-secret"
+    pooler = tls_pooler(ini={"auth_type": "scram-sha-256"}, userlist={"app": stored})
+    dsn = {**pooler.dsn(), "password": "app-secret"}
+    with psycopg.connect(**dsn, sslmode="require", channel_binding="require") as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    for binding in ("prefer", "disable"):
+        with psycopg.connect(**dsn, sslmode="require", channel_binding=binding) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    with pytest.raises(psycopg.OperationalError, match="channel binding"):
+        psycopg.connect(**dsn, sslmode="disable", channel_binding="require")
+    with psycopg.connect(**dsn, sslmode="disable", channel_binding="prefer"):
+        pass
+
+
+@pytest.mark.ours
+def test_nobody_sits_in_the_middle_of_a_bound_login(tls_pooler, ca):
+    pooler = tls_pooler("require", ini={"auth_type": "scram-sha-256"})
+    with Middleman(pooler.port, ca.issue("localhost", ("localhost",))) as middle:
+        dsn = {**pooler.dsn(), "port": middle.port, "sslmode": "verify-ca", "sslrootcert": ca.file}
+        with pytest.raises(psycopg.OperationalError, match="SASL authentication failed"):
+            psycopg.connect(**dsn, channel_binding="require")
+        pooler.wait_log(re.compile(r"ERROR C-.*unexpected SCRAM channel-binding attribute in client-final-message"))
+        with psycopg.connect(**dsn, channel_binding="disable") as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.ours
+def test_what_is_offered(tls_pooler, ca):
+    pooler = tls_pooler(ini={"auth_type": "scram-sha-256"})
+
+    def offer(wire):
+        wire.startup("app", "p0")
+        got = wire.recv()
+        assert got.type == "R" and got.body[:4] == b"\0\0\0\x0a"
+        return got.body[4:]
+
+    with pooler.wire() as wire:
+        assert offer(wire) == b"SCRAM-SHA-256\0\0"
+    with pooler.wire().start_tls(trusting(ca)) as wire:
+        assert offer(wire) == b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"
+        # it knows how to bind and says it was not told that we do
+        first = b"y,,n=,r=abcdefgh"
+        wire.send(message("p", cstr("SCRAM-SHA-256") + struct.pack("!I", len(first)) + first))
+        wire.expect_fatal("SASL authentication failed")
+    pooler.wait_log("SCRAM channel binding negotiation error")
+    with pooler.wire().start_tls(trusting(ca)) as wire:
+        offer(wire)
+        first = b"p=tls-unique,,n=,r=abcdefgh"
+        wire.send(message("p", cstr("SCRAM-SHA-256-PLUS") + struct.pack("!I", len(first)) + first))
+        wire.expect_fatal("SASL authentication failed")
+    pooler.wait_log("unsupported SCRAM channel-binding type")
+    with pooler.wire() as wire:
+        offer(wire)
+        first = b"p=tls-server-end-point,,n=,r=abcdefgh"
+        wire.send(message("p", cstr("SCRAM-SHA-256") + struct.pack("!I", len(first)) + first))
+        wire.expect_fatal("SASL authentication failed")
+    pooler.wait_log("client requires SCRAM channel binding, but it is not supported")
+
+
+@pytest.mark.ours
+def test_a_certificate_without_a_hash_is_not_bound_to(make_pooler, ca):
+    pair = ca.ed25519("localhost")
+    pooler = make_pooler(ini={"auth_type": "scram-sha-256", "client_tls_sslmode": "require", "client_tls_key_file": pair.key_file,
+                              "client_tls_cert_file": pair.cert})
+    with pooler.connect(sslmode="require") as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    with pytest.raises(psycopg.OperationalError, match="channel binding"):
+        pooler.connect(sslmode="require", channel_binding="require")
 
 
 # What goes through it.

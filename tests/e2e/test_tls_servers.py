@@ -8,10 +8,13 @@ import threading
 
 import psycopg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from support import system
 from support.certs import Authority, self_signed, write
-from support.load import Background, transactions
+from support.load import Background
+from support.middle import Middleman
 from support.postgres import Postgres
 from support.wire import ServerError
 
@@ -57,7 +60,6 @@ class SslPostgres(Postgres):
 
     def _speaks_tls(self):
         """The certificate that it shows is the one in the file."""
-        from cryptography import x509
         wanted = x509.load_pem_x509_certificate((self.data / "server.crt").read_bytes())
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -384,6 +386,31 @@ def test_load_with_tls_on_both_sides(pooler_to, ssl_pg, ca):
                 console.query("RECONNECT")
             system.until(lambda: background.done >= wanted or background.errors, 30)
     assert background.done > 400
+
+
+@pytest.mark.ours
+def test_nobody_sits_in_the_middle_of_a_login_to_a_server(pooler_to, ssl_pg, ca, make_pooler):
+    """SCRAM towards a server that offers channel binding is bound to its certificate."""
+    with Middleman(ssl_pg.port, ca.issue("middle", ("127.0.0.1",))) as middle:
+        pooler = pooler_to(middle, "verify-full")
+        with pytest.raises(ServerError, match="SCRAM channel binding check failed"):
+            serves(pooler)
+        # one that checks passwords in another way notices nothing
+        with pooler.login("md5user") as wire:
+            assert wire.query("SELECT 1").value == "1"
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("kind", ["ec", "rsa", "ed25519"])
+def test_scram_with_servers_of_all_kinds(pooler_to, ssl_pg, ca, kind):
+    ssl_pg.show(ca.ed25519("x") if kind == "ed25519" else ca.issue("x", ssl_pg.names, algorithm=kind, hash=hashes.SHA384()))
+    ssl_pg.read_again()
+    try:
+        pooler = pooler_to(ssl_pg, "require")
+        assert serves(pooler)
+    finally:
+        ssl_pg.show(ca.issue("db.example", ssl_pg.names))
+        ssl_pg.read_again()
 
 
 def test_an_attempt_to_stop_in_mid_handshake_leaves_nothing(make_pooler, ca):

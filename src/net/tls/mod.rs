@@ -66,7 +66,7 @@ pub struct ForClients {
     config: Arc<ServerConfig>,
     pub mode: SslMode,
     /// Channel binding data of our certificate, if there can be any.
-    pub end_point: Option<Arc<[u8]>>,
+    end_point: Option<Arc<[u8]>>,
 }
 
 /// The context that servers are connected with.
@@ -147,7 +147,7 @@ impl ForClients {
     /// # Errors
     /// The library refuses, in its words.
     pub fn accept(&self, received: Vec<u8>) -> Result<Box<Session>, String> {
-        Session::accept(self.config.clone(), received).map_err(|error| text::of(&error))
+        Session::accept(self.config.clone(), self.end_point.clone(), received).map_err(|error| text::of(&error))
     }
 }
 

@@ -19,6 +19,7 @@ use rustls::unbuffered::{
 use rustls::{ClientConfig, CommonState, Error, ProtocolVersion, ServerConfig};
 
 use super::{suite_name, text};
+use crate::auth::certificate;
 use crate::net::stream::{ReadResult, Socket};
 
 /// Ciphertext read at once: two full records and what was left of a third.
@@ -104,6 +105,8 @@ pub struct Session {
     established: bool,
     /// The peer said that it will say no more.
     ended: bool,
+    /// Channel binding data of our own certificate.
+    end_point: Option<Arc<[u8]>>,
     /// Length of `received` when a step last came to nothing.
     tried: usize,
 }
@@ -167,24 +170,33 @@ pub(crate) struct Seen {
 }
 
 impl Session {
-    pub(super) fn accept(config: Arc<ServerConfig>, received: Vec<u8>) -> Result<Box<Self>, Error> {
-        UnbufferedServerConnection::new(config).map(|conn| Self::new(Conn::Accepting(conn), received))
+    pub(super) fn accept(
+        config: Arc<ServerConfig>,
+        end_point: Option<Arc<[u8]>>,
+        received: Vec<u8>,
+    ) -> Result<Box<Self>, Error> {
+        UnbufferedServerConnection::new(config).map(|conn| {
+            let session = Self::new(Conn::Accepting(conn), received);
+            Box::new(Self { end_point, ..session })
+        })
     }
 
     pub(super) fn connect(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Box<Self>, Error> {
-        UnbufferedClientConnection::new(config, name).map(|conn| Self::new(Conn::Connecting(conn), Vec::new()))
+        UnbufferedClientConnection::new(config, name)
+            .map(|conn| Box::new(Self::new(Conn::Connecting(conn), Vec::new())))
     }
 
-    fn new(conn: Conn, received: Vec<u8>) -> Box<Self> {
-        Box::new(Self {
+    fn new(conn: Conn, received: Vec<u8>) -> Self {
+        Self {
             conn: Some(Box::new(conn)),
             received,
             unread: Vec::new(),
             whole: false,
             established: false,
             ended: false,
+            end_point: None,
             tried: 0,
-        })
+        }
     }
 
     pub(crate) const fn is_established(&self) -> bool {
@@ -223,6 +235,15 @@ impl Session {
     pub fn peer_certificate(&self) -> Option<&[u8]> {
         let certificates = self.conn.as_ref()?.state().peer_certificates()?;
         certificates.first().map(AsRef::as_ref)
+    }
+
+    /// What SCRAM can be bound to: the hash of the server's certificate, whichever side that is (`tls-server-end-point`).
+    #[must_use]
+    pub fn channel_binding(&self) -> Option<Arc<[u8]>> {
+        match **self.conn.as_ref().filter(|_| self.established)? {
+            Conn::Accepting(_) => self.end_point.clone(),
+            Conn::Connecting(_) => self.peer_certificate().and_then(certificate::end_point).map(Arc::from),
+        }
     }
 
     /// Goes on with the handshake; what is to be sent is appended to `out`.

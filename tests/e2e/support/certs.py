@@ -5,7 +5,7 @@ import ipaddress
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from . import system
@@ -41,7 +41,7 @@ def alternative(name):
 
 
 class Pair:
-    """A certificate file and its key file. `copy` has both readable for the tests' own clients."""
+    """A certificate with its key, and the files of both."""
 
     def __init__(self, certificate, key, cert_path, key_path):
         self.certificate, self.key = certificate, key
@@ -86,6 +86,18 @@ class Authority:
         cert_path = write(self.dir / f"{self._count}.crt", pem(certificate))
         cert_path.chmod(0o644)
         return Pair(certificate, key, cert_path, write(self.dir / f"{self._count}.key", key_pem(key)))
+
+    def ed25519(self, common_name):
+        """Signed by itself with an algorithm that has no hash of its own."""
+        key = ed25519.Ed25519PrivateKey.generate()
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        certificate = (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now() - DAY).not_valid_after(now() + DAY)
+            .sign(key, None))
+        cert_path = write(self.dir / "ed.crt", pem(certificate))
+        cert_path.chmod(0o644)
+        return Pair(certificate, key, cert_path, write(self.dir / "ed.key", key_pem(key)))
 
     def version1(self, common_name):
         """As `openssl x509 -req` makes it, and as many handbooks tell: without extensions."""

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import os
 import socket
+import ssl
 import struct
 from typing import NamedTuple
 
@@ -258,7 +259,8 @@ class Wire:
             elif kind == 5:
                 self.send(message("p", cstr(md5_response(user, password, got.body[4:8]))))
             elif kind == 10:
-                assert got.body[4:] == b"SCRAM-SHA-256\0\0", got.body
+                bound = b"SCRAM-SHA-256-PLUS\0" if isinstance(self.sock, ssl.SSLSocket) else b""
+                assert got.body[4:] in (b"SCRAM-SHA-256\0\0", bound + b"SCRAM-SHA-256\0\0"), got.body
                 nonce = base64.b64encode(os.urandom(18)).decode()
                 first = f"n,,n=,r={nonce}".encode()
                 self.send(message("p", cstr("SCRAM-SHA-256") + struct.pack("!I", len(first)) + first))
