@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::admin::snapshot::{Buffers, Handover, Home, SocketRow, SocketState};
 use crate::clock::Clock;
 use crate::config::CONSOLE_DATABASE;
+use crate::id::ServerId;
 use crate::net::stream::Socket;
 use crate::relay::vars::Vars;
 use crate::shared::PoolShared;
@@ -32,18 +33,18 @@ impl Worker {
     /// All clients and all servers in our hands. Parked servers are with the pools.
     pub(super) fn picture(&self) -> Vec<SocketRow> {
         let mut rows = Vec::new();
-        let broker = self.shared.broker.lock();
+        let mut linked = Vec::new();
         for client in self.clients.iter() {
             rows.push(self.client_row(client));
             if let Some(server) = &client.server {
                 let mut row = server_row(server, SocketState::SvActive, self.shared.listen_port);
                 row.link = Some(client.ptr());
-                row.close_needed = broker.pools.close_needed(server.me);
                 row.wait = self.wait_of(client);
+                linked.push((rows.len(), server.me));
                 rows.push(row);
             }
         }
-        drop(broker);
+        self.note_close_needed(&mut rows, &linked);
         for place in self.places.iter() {
             match place {
                 Place::Testing(server) => rows.push(server_row(server, SocketState::SvTested, self.shared.listen_port)),
@@ -52,6 +53,14 @@ impl Worker {
             }
         }
         rows
+    }
+
+    /// Asks the pools about the linked servers only, so that the lock is not held while thousands of clients are listed.
+    fn note_close_needed(&self, rows: &mut [SocketRow], linked: &[(usize, ServerId)]) {
+        let broker = self.shared.broker.lock();
+        for &(row, server) in linked {
+            rows[row].close_needed = broker.pools.close_needed(server);
+        }
     }
 
     fn wait_of(&self, client: &Client) -> Micros {
