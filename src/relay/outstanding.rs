@@ -132,6 +132,12 @@ impl Outstanding {
         self.queue.iter().any(|entry| entry.request.is_ended_by_ready())
     }
 
+    /// True if a simple query is among what is owed.
+    #[must_use]
+    pub fn holds_query(&self) -> bool {
+        self.queue.iter().any(|entry| entry.request == Request::Query)
+    }
+
     /// True if a CopyDone or CopyFail has been sent for what the server is working on.
     #[must_use]
     pub fn holds_copy_done(&self) -> bool {
@@ -215,10 +221,12 @@ impl Outstanding {
     /// An answer arrived that completes a `request`. A RowDescription inside a simple query completes nothing.
     ///
     /// # Errors
-    /// [`NoOwner`] if the head is something else or nothing is owed.
+    /// [`NoOwner`] if the head is something else or nothing is owed, or if a Parse succeeded that the server had to refuse:
+    /// it does not have the statements that it was believed to have.
     #[inline]
     pub fn answered(&mut self, request: Request) -> Result<(), NoOwner> {
         match self.queue.front() {
+            Some(head) if matches!(head.undo.as_deref(), Some(Undo::Duplicate { .. })) => Err(NoOwner),
             Some(head) if self.skipping || head.request != request => match head.request {
                 Request::Inherited => Ok(()),
                 Request::Query if request == Request::Describe => Ok(()),

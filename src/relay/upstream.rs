@@ -215,6 +215,9 @@ impl Upstream<'_, '_> {
                 _ => {}
             }
         }
+        if tag == fe::QUERY && forgets(message.body()) {
+            self.server.may_forget = true;
+        }
         self.note(tag)?;
         self.count(message.bytes.len());
         message.forward(0, self.out);
@@ -264,15 +267,27 @@ impl Upstream<'_, '_> {
         self.server.ready = false;
     }
 
-    /// True if an earlier batch that is still open may yet change what `name` means, or whether the server has the
-    /// statement: should it fail, what it did in advance is taken back.
+    /// True if what is still open may yet change what `name` means or which statements the server has: a batch that fails
+    /// takes back what it did in advance, and DISCARD ALL forgets everything.
+    ///
+    /// A statement that the server lacks drops another one when the server has its fill. Which one must not be chosen
+    /// while an earlier batch may take its own choices back.
     fn undecided(&self, name: &[u8], statement: Option<&Statement>) -> bool {
         let outstanding = &self.server.outstanding;
+        if self.server.may_forget && outstanding.holds_query() {
+            return true;
+        }
+        if !outstanding.holds_sync() {
+            return false;
+        }
+        let has = &self.server.statements;
+        let evicts = statement.is_some_and(|statement| has.len() >= self.ctx.tracking && !has.contains(statement));
         let concerned = |undo: &Undo| {
-            undo.client_name() == Some(name)
+            evicts
+                || undo.client_name() == Some(name)
                 || statement.is_some_and(|statement| undo.statement().number == statement.number)
         };
-        outstanding.holds_sync() && outstanding.undos().any(concerned)
+        outstanding.undos().any(concerned)
     }
 
     fn parse(&mut self, message: Message<'_>) -> Result<Handled, Disconnect> {
@@ -466,6 +481,13 @@ impl Upstream<'_, '_> {
     fn unreadable(&mut self, tag: char) -> Disconnect {
         unreadable(tag, self.ctx.log)
     }
+}
+
+/// True for a simple query that may make the server forget its statements: DISCARD ALL, DEALLOCATE ALL.
+fn forgets(sql: &[u8]) -> bool {
+    let sql = sql.trim_ascii_start();
+    let starts = |word: &str| sql.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
+    starts("DISCARD") || starts("DEALLOCATE")
 }
 
 /// The name in a Describe or Close of a named statement; `None` for portals and the unnamed statement.
