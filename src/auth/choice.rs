@@ -9,6 +9,7 @@ use super::facts::Facts;
 use crate::config::AuthType;
 use crate::config::hba::{self, Rules, Subject};
 use crate::config::ident::Map;
+use crate::config::ldap;
 
 /// See the module's head.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub enum Choice {
 pub enum Outside {
     /// The operating system's pluggable modules.
     Pam,
+    /// A directory; none: nobody said which.
+    Ldap(Option<ldap::Text>),
 }
 
 impl Outside {
@@ -38,6 +41,7 @@ impl Outside {
     pub const fn failure(&self) -> &'static str {
         match self {
             Self::Pam => "PAM authentication failed",
+            Self::Ldap(_) => "LDAP authentication failed",
         }
     }
 
@@ -46,6 +50,7 @@ impl Outside {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Pam => "PAM",
+            Self::Ldap(_) => "LDAP",
         }
     }
 }
@@ -59,9 +64,20 @@ pub const PEER_FAILED: &str = "unix socket login rejected";
 /// The text for a client without the right certificate.
 pub const CERTIFICATE_FAILED: &str = "certificate authentication failed";
 
-/// `rules` are those of auth_hba_file, if it was ever read.
+/// What the configuration says about logins.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy<'a> {
+    pub auth_type: AuthType,
+    /// Those of auth_hba_file, if it was ever read.
+    pub rules: Option<&'a Rules>,
+    /// auth_ldap_options
+    pub ldap_options: Option<&'a str>,
+}
+
+/// Decides.
 #[must_use]
-pub fn choose(auth_type: AuthType, rules: Option<&Rules>, who: &Subject<'_>) -> Choice {
+pub fn choose(policy: &Policy<'_>, who: &Subject<'_>) -> Choice {
+    let Policy { auth_type, rules, ldap_options } = *policy;
     match auth_type {
         AuthType::Any => Choice::Exchange(Method::Any),
         AuthType::Trust => Choice::Exchange(Method::Trust),
@@ -71,7 +87,7 @@ pub fn choose(auth_type: AuthType, rules: Option<&Rules>, who: &Subject<'_>) -> 
         AuthType::Cert => Choice::Certificate { map: None },
         AuthType::Hba => by_rule(rules, who),
         AuthType::Pam => Choice::Outside(Outside::Pam),
-        AuthType::Ldap => Choice::Refuse("bouncer config error"),
+        AuthType::Ldap => Choice::Outside(Outside::Ldap(ldap_options.map(|text| ldap::Text(text.into())))),
     }
 }
 
@@ -79,13 +95,14 @@ fn by_rule(rules: Option<&Rules>, who: &Subject<'_>) -> Choice {
     let Some(rule) = rules.and_then(|rules| rules.find(who)) else {
         return Choice::Refuse("no authentication method is found");
     };
-    match rule.method {
+    match &rule.method {
         hba::Method::Trust => Choice::Exchange(Method::Trust),
         hba::Method::Reject => Choice::Refuse("login rejected"),
         hba::Method::Md5 => Choice::Exchange(Method::Md5),
         hba::Method::Password => Choice::Exchange(Method::Plain),
         hba::Method::ScramSha256 => Choice::Exchange(Method::ScramSha256),
         hba::Method::Peer => Choice::Peer { map: rule.map.clone() },
+        hba::Method::Ldap(options) => Choice::Outside(Outside::Ldap(Some(options.clone()))),
         hba::Method::Cert => Choice::Certificate { map: rule.map.clone() },
     }
 }
@@ -93,8 +110,8 @@ fn by_rule(rules: Option<&Rules>, who: &Subject<'_>) -> Choice {
 /// Who judges the password of a client of which nothing else need be known, if that is how it is done. Asked before the
 /// user is looked for.
 #[must_use]
-pub fn outside(auth_type: AuthType, rules: Option<&Rules>, who: &Subject<'_>) -> Option<Outside> {
-    match choose(auth_type, rules, who) {
+pub fn outside(policy: &Policy<'_>, who: &Subject<'_>) -> Option<Outside> {
+    match choose(policy, who) {
         Choice::Outside(outside) => Some(outside),
         Choice::Exchange(_) | Choice::Peer { .. } | Choice::Certificate { .. } | Choice::Refuse(_) => None,
     }
@@ -143,6 +160,26 @@ mod tests {
         Subject { address: None, tls: false, database: "d", user, replicating: hba::Replicating::No }
     }
 
+    const fn policy(auth_type: AuthType, rules: Option<&Rules>) -> Policy<'_> {
+        Policy { auth_type, rules, ldap_options: None }
+    }
+
+    #[test]
+    fn who_judges_outside() {
+        let text = ldap::Text("ldapserver=x".into());
+        let with = Policy { ldap_options: Some("ldapserver=x"), ..policy(AuthType::Ldap, None) };
+        assert_eq!(outside(&with, &subject("a")), Some(Outside::Ldap(Some(text.clone()))));
+        assert_eq!(outside(&policy(AuthType::Ldap, None), &subject("a")), Some(Outside::Ldap(None)));
+        assert_eq!(outside(&policy(AuthType::Pam, None), &subject("a")), Some(Outside::Pam));
+        assert_eq!(outside(&policy(AuthType::Md5, None), &subject("a")), None);
+        let lines = b"local all a ldap ldapserver=x\nlocal all all md5";
+        let (rules, _) =
+            hba::parse(lines, Path::new("hba"), &ident::Maps::new(), &|_| Err(std::io::ErrorKind::NotFound.into()));
+        let by_rule = policy(AuthType::Hba, Some(&rules));
+        assert_eq!(outside(&by_rule, &subject("a")), Some(Outside::Ldap(Some(text))));
+        assert_eq!(outside(&by_rule, &subject("b")), None);
+    }
+
     fn map() -> Arc<Map> {
         ident::parse(b"m root postgres\nm *.ops.org admin\nm joe all").0["m"].clone()
     }
@@ -153,7 +190,7 @@ mod tests {
         let text = b"local all a trust\nlocal all b reject\nlocal all c md5\nlocal all d password\n\
                      local all e scram-sha-256\nlocal all f peer map=m\nlocal all g cert";
         let (rules, _) = hba::parse(text, Path::new("hba"), &maps, &|_| Err(std::io::ErrorKind::NotFound.into()));
-        let choice = |user| choose(AuthType::Hba, Some(&rules), &subject(user));
+        let choice = |user| choose(&policy(AuthType::Hba, Some(&rules)), &subject(user));
         assert_eq!(choice("a"), Choice::Exchange(Method::Trust));
         assert_eq!(choice("b"), Choice::Refuse("login rejected"));
         assert_eq!(choice("c"), Choice::Exchange(Method::Md5));
@@ -162,9 +199,9 @@ mod tests {
         assert_eq!(choice("f"), Choice::Peer { map: maps.get("m").cloned() });
         assert_eq!(choice("g"), Choice::Certificate { map: None });
         assert_eq!(choice("h"), Choice::Refuse("no authentication method is found"));
-        let unread = choose(AuthType::Hba, None, &subject("a"));
+        let unread = choose(&policy(AuthType::Hba, None), &subject("a"));
         assert_eq!(unread, Choice::Refuse("no authentication method is found"));
-        assert_eq!(choose(AuthType::Cert, Some(&rules), &subject("a")), Choice::Certificate { map: None });
+        assert_eq!(choose(&policy(AuthType::Cert, Some(&rules)), &subject("a")), Choice::Certificate { map: None });
     }
 
     #[test]

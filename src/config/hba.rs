@@ -11,14 +11,16 @@ use std::sync::Arc;
 
 use super::LogLine;
 use super::ident::{Map, Maps};
+use super::ldap;
 use super::load::{ReadFile, io_error_text};
+use super::value::is_c_space;
 use super::words::{Kind, Words, lines};
 
 /// `@file`s in `@file`s below the rules.
 const MAX_FILE_DEPTH: usize = 10;
 
 /// What a rule demands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Method {
     Trust,
     Reject,
@@ -27,6 +29,8 @@ pub enum Method {
     Peer,
     Cert,
     ScramSha256,
+    /// With the options of the rule.
+    Ldap(ldap::Text),
 }
 
 /// What kind of connection a client asked for, as far as rules care.
@@ -359,6 +363,9 @@ fn connection_type(words: &mut Words<'_>) -> Option<Option<Option<bool>>> {
 }
 
 fn method(words: &mut Words<'_>) -> Option<Method> {
+    if let Some(options) = words.all_behind("ldap") {
+        return Some(Method::Ldap(ldap::Text(options.trim_matches(is_c_space).into())));
+    }
     [
         ("trust", Method::Trust),
         ("reject", Method::Reject),

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use super::ldap;
 use super::value::{AuthType, PoolMode, SslMode, Value};
 use crate::time::Micros;
 
@@ -242,11 +243,17 @@ impl Settings {
             .iter()
             .map(|key| Row {
                 key: key.name,
-                value: self.get(key.name).flatten(),
+                value: self.shown(key.name),
                 default: key.default,
                 changeable: key.changeable,
             })
             .collect()
+    }
+
+    /// A value without the password that it may hold.
+    fn shown(&self, key: &str) -> Option<String> {
+        let value = self.get(key).flatten();
+        if key == "auth_ldap_options" { value.map(|text| ldap::masked(&text)) } else { value }
     }
 
     /// What a `[pgbouncer]` header does on reload: every changeable setting that has a default gets it back.

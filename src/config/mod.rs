@@ -3,8 +3,8 @@
 //! Files come in through a reader that the caller supplies, log lines go out as values, and a load builds its `Config`
 //! aside: when it fails, whatever was in force stays in force, whole. `ini.rs` knows the lines of a file, `load.rs`
 //! what they mean, `connstr.rs` the `key=value` lists of the entries, `keys.rs` the settings, `effective.rs` which of
-//! several values counts, `diff.rs` what a reload changes, `tls.rs` what the TLS settings ask for, `unbuilt.rs` what this
-//! build lacks, `userlist.rs` the file of users, `hba.rs` and `ident.rs` the access rules.
+//! several values counts, `diff.rs` what a reload changes, `tls.rs` what the TLS settings ask for, `userlist.rs` the file
+//! of users, `hba.rs` and `ident.rs` the access rules, `ldap.rs` the options of LDAP logins.
 
 pub mod connstr;
 mod diff;
@@ -13,9 +13,9 @@ pub mod hba;
 pub mod ident;
 mod ini;
 pub mod keys;
+pub mod ldap;
 mod load;
 pub mod tls;
-mod unbuilt;
 pub mod userlist;
 pub mod value;
 mod words;
@@ -27,7 +27,6 @@ pub use connstr::EntryError;
 pub use diff::Changes;
 pub use keys::{Key, Row, SetError, Settings};
 pub use load::{LoadFailed, Loaded, NeedsRestart, ReadFile, load};
-pub use unbuilt::UnbuiltSetting;
 pub use userlist::Userlist;
 pub use value::{AuthType, LoadBalanceHosts, PoolMode, SslMode};
 

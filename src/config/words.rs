@@ -62,6 +62,15 @@ impl<'a> Words<'a> {
         found
     }
 
+    /// Everything behind a plain word that is `keyword`, as written; nothing is left to read then.
+    pub(super) fn all_behind(&mut self, keyword: &str) -> Option<&'a str> {
+        if self.kind != Kind::Plain || self.text != keyword {
+            return None;
+        }
+        self.kind = Kind::End;
+        Some(std::mem::take(&mut self.rest))
+    }
+
     /// Steps over a comma.
     pub(super) fn eat_comma(&mut self) -> bool {
         let found = self.kind == Kind::Comma;
@@ -182,6 +191,14 @@ mod tests {
         ] {
             assert_eq!(all(line), want, "{line:?}");
         }
+    }
+
+    #[test]
+    fn the_rest_of_a_line_is_as_written() {
+        let mut words = Words::new("ldap  a=\"b # c\" ");
+        assert_eq!(words.all_behind("host"), None);
+        assert_eq!(words.all_behind("ldap"), Some("  a=\"b # c\" "));
+        assert!(words.at_end());
     }
 
     #[test]

@@ -167,10 +167,6 @@ impl Supervisor {
             }
             Refusal::SetFailed
         })?;
-        if let Some(unbuilt) = changed.unsupported().into_iter().find(|unbuilt| unbuilt.key == key) {
-            tracing::error!("{unbuilt}");
-            return Err(Refusal::SetFailed);
-        }
         if let Some(missing) = missing_library(&changed) {
             tracing::error!("auth_type=pam cannot be used: {missing}");
             return Err(Refusal::SetFailed);

@@ -80,6 +80,27 @@ impl Asker {
         found.map(|found| one_family(found.iter().collect())).unwrap_or_default()
     }
 
+    /// The servers of a service, `host:port`, the preferred ones first.
+    pub(crate) async fn services(&self, record: &str) -> Vec<(String, u16)> {
+        let Ok(mut name) = Name::from_str_relaxed(record) else { return Vec::new() };
+        name.set_fqdn(true);
+        let Ok(found) = self.resolver.srv_lookup(name).await else { return Vec::new() };
+        let mut servers: Vec<_> = found
+            .answers()
+            .iter()
+            .filter_map(|record| match &record.data {
+                RData::SRV(srv) => {
+                    let host = srv.target.to_utf8().trim_end_matches('.').to_owned();
+                    Some((srv.priority, std::cmp::Reverse(srv.weight), host, srv.port))
+                }
+                _ => None,
+            })
+            .filter(|(_, _, host, _)| !host.is_empty())
+            .collect();
+        servers.sort();
+        servers.into_iter().map(|(_, _, host, port)| (host, port)).collect()
+    }
+
     /// The serial number of a zone.
     pub(crate) async fn serial(&self, zone: &str) -> Option<u32> {
         let mut name = Name::from_str_relaxed(zone).ok()?;

@@ -6,6 +6,7 @@
 mod console;
 mod dns;
 mod handover;
+mod ldap;
 mod outside;
 pub mod reload;
 mod resolver;
@@ -27,6 +28,7 @@ use crate::clock::Clock;
 use crate::net::listener::{Listeners, UnixSocket};
 use crate::pool::{CloseScope, ShutdownMode};
 use crate::shared::{Job, Live, Message, Request, Shared};
+use crate::supervisor::ldap::Turns;
 use crate::supervisor::outside::{PamThread, Question};
 use crate::supervisor::resolver::Resolver;
 use crate::supervisor::statistics::Statistics;
@@ -80,6 +82,7 @@ pub struct Supervisor {
     pub(crate) resolver: Resolver,
     pub(crate) statistics: Statistics,
     pam: PamThread,
+    directory_turns: Turns,
     actions: Vec<ServerAction>,
     exit: Option<Exit>,
 }
@@ -98,6 +101,7 @@ impl Supervisor {
             resolver,
             statistics: Statistics::start(Clock::now()),
             pam: PamThread::default(),
+            directory_turns: Turns::default(),
             actions: Vec::new(),
             exit: None,
         }
@@ -187,6 +191,7 @@ impl Supervisor {
             let question = Question { client, user, password, from };
             return match outside {
                 Outside::Pam => self.pam.ask(&self.shared, question),
+                Outside::Ldap(options) => self.ask_directory(question, options),
             };
         }
         let shared = self.shared.clone();

@@ -1,4 +1,4 @@
-//! Passwords that somebody else judges.
+//! Passwords that somebody else judges: PAM. Directories are in `ldap.rs`.
 //!
 //! PAM has a thread of its own, started when it is first asked: modules may take their time, and not all of them are
 //! written to be used by several threads.
@@ -52,7 +52,7 @@ impl PamThread {
     }
 }
 
-fn answer(shared: &Shared, client: ClientRef, accepted: bool) {
+pub(super) fn answer(shared: &Shared, client: ClientRef, accepted: bool) {
     shared.post(client.worker).send(Message::Judged { client, accepted });
 }
 

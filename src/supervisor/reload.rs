@@ -37,10 +37,6 @@ pub fn load(path: &Path, running: Option<&Config>) -> Option<Config> {
         log_line(line.level, &line.text);
     }
     let loaded = loaded.ok()?;
-    let unsupported = loaded.config.unsupported();
-    for unbuilt in &unsupported {
-        tracing::error!("{unbuilt}");
-    }
     if let Some(missing) = missing_library(&loaded.config) {
         tracing::error!("auth_type=pam cannot be used: {missing}");
         return None;
@@ -49,7 +45,7 @@ pub fn load(path: &Path, running: Option<&Config>) -> Option<Config> {
         let line = restart.log_line();
         log_line(line.level, &line.text);
     }
-    unsupported.is_empty().then_some(loaded.config)
+    Some(loaded.config)
 }
 
 /// What the machine lacks to serve the configuration.

@@ -9,7 +9,7 @@ use crate::config::Settings;
 use crate::id::{ServerId, WorkerId};
 use crate::shared::{Message, Request};
 use crate::supervisor::Supervisor;
-use crate::supervisor::dns::Dns;
+use crate::supervisor::dns::{Asker, Dns};
 use crate::time::Micros;
 
 /// What is known about host names.
@@ -37,6 +37,11 @@ struct Host {
 impl Resolver {
     pub(crate) fn new(resolv_conf: &str, now: Micros) -> Self {
         Self { dns: Dns::new(resolv_conf), hosts: HashMap::new(), zones: BTreeMap::new(), zones_checked: now }
+    }
+
+    /// Who asks one question; none if no resolver can be had.
+    pub(crate) fn asker(&mut self) -> Option<Asker> {
+        self.dns.asker()
     }
 
     /// Rows of SHOW DNS_HOSTS.

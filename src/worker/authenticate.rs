@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::admin::command::Rights;
 use crate::admin::extended::Session;
-use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Refused};
+use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Policy, Refused};
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
 use crate::auth::facts::Facts;
 use crate::auth::scram::SaltedKeys;
@@ -52,14 +52,20 @@ impl Worker {
 
     fn choice(&self, client: &Client, user: &str, facts: &Facts) -> Choice {
         let who = Self::subject(client, user, facts);
-        choice::choose(self.live.config.settings.auth_type, self.live.hba.as_deref(), &who)
+        choice::choose(&self.policy(), &who)
     }
 
     /// Who judges the client's password, if we do not.
     pub(super) fn outside(&self, client: &Client, user: &str) -> Option<Outside> {
         let facts = client.facts();
         let who = Subject { replicating: Replicating::No, ..Self::subject(client, user, &facts) };
-        choice::outside(self.live.config.settings.auth_type, self.live.hba.as_deref(), &who)
+        choice::outside(&self.policy(), &who)
+    }
+
+    fn policy(&self) -> Policy<'_> {
+        let settings = &self.live.config.settings;
+        let ldap_options = settings.auth_ldap_options.as_deref().filter(|text| !text.is_empty());
+        Policy { auth_type: settings.auth_type, rules: self.live.hba.as_deref(), ldap_options }
     }
 
     fn subject<'a>(client: &'a Client, user: &'a str, facts: &Facts) -> Subject<'a> {

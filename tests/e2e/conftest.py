@@ -11,15 +11,11 @@ from support.postgres import Postgres
 
 TEST_LIMIT_S = 90
 
-# What ours refuses with a clear error; tests of these run against PgBouncer, and ours must refuse (test_refused.py).
-REFUSED = set()
-
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "since(version): behaviour of that PgBouncer release or later")
     config.addinivalue_line("markers", "ours: behaviour that PgBouncer does not have")
     config.addinivalue_line("markers", "slow(seconds): may take that long")
-    config.addinivalue_line("markers", "needs(feature): a feature of PgBouncer that ours refuses with a clear error")
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +34,8 @@ def pg():
 
 @pytest.fixture(autouse=True)
 def _fits(request, binary):
-    """Skips what the binary under test is too old for, is not ours for, or refuses."""
-    needed = request.node.get_closest_marker("needs")
+    """Skips what the binary under test is too old for or is not ours for."""
     if binary.ours:
-        if needed and needed.args[0] in REFUSED:
-            pytest.skip(f"refused: {needed.args[0]}")
         return
     wanted = request.node.get_closest_marker("since")
     if wanted and binary.version < tuple(int(n) for n in wanted.args[0].split(".")):

@@ -90,10 +90,21 @@ fn names_from_files() {
     }
     let (rules, log) = parsed("host @names all all trust\nhost \"@names\" all all md5");
     assert_eq!(log, [""; 0]);
-    let method = |database| rules.find(&subject("1.1.1.1", database, "u")).map(|rule| rule.method);
+    let method = |database| rules.find(&subject("1.1.1.1", database, "u")).map(|rule| rule.method.clone());
     assert_eq!(method("whatever"), Some(Method::Trust));
     let (rules, _) = parsed("host \"@names\" all all md5");
     assert!(rules.find(&subject("1.1.1.1", "@names", "u")).is_some());
+}
+
+#[test]
+fn options_of_ldap_are_kept_as_written() {
+    let (rules, log) = parsed("host all all all ldap ldapserver=\"a # b\" , ldapprefix=cn= \r\nhost all all all ldap");
+    assert_eq!(log, [""; 0]);
+    let options = rules.0.iter().map(|rule| match &rule.method {
+        Method::Ldap(text) => &*text.0,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(options.collect::<Vec<_>>(), ["ldapserver=\"a # b\" , ldapprefix=cn=", ""]);
 }
 
 #[test]

@@ -77,7 +77,6 @@ fn a_deployment() {
         Database { host: Some("127.0.0.1".to_owned()), dbname: Some(name.clone()), ..Database::new(&name) },
     );
     assert_eq!(config, want);
-    assert_eq!(config.unsupported(), []);
 }
 
 #[test]

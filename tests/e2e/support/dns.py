@@ -9,7 +9,7 @@ import threading
 
 from . import system
 
-TYPES = {"A": 1, "SOA": 6, "AAAA": 28}
+TYPES = {"A": 1, "SOA": 6, "AAAA": 28, "SRV": 33}
 NXDOMAIN, SERVFAIL = 3, 2
 
 
@@ -17,12 +17,12 @@ class DnsServer:
     """Answers over UDP on port 53 of a loopback address of its own. resolv.conf has no place for another port, so this
     needs root.
 
-    `names` maps a name to its addresses of both families, `serials` a zone to its serial number; what is in neither does
-    not exist. `broken` names get SERVFAIL, and nobody gets an answer while `silent` is set.
+    `names` maps a name to its addresses of both families, `serials` a zone to its serial number, `services` a name to
+    lists of priority, weight, port and host; what is in none of them does not exist. `broken` names get SERVFAIL, and nobody gets an answer while `silent` is set.
     """
 
     def __init__(self):
-        self.names, self.serials, self.broken, self.silent = {}, {}, set(), False
+        self.names, self.serials, self.services, self.broken, self.silent = {}, {}, {}, set(), False
         self.asked = []
         self._lock = threading.Lock()
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -69,7 +69,7 @@ class DnsServer:
 
     def _answer(self, packet, name, kind, end):
         records = [record(TYPES[kind], data) for data in self._data(name, kind)] if kind in TYPES else []
-        exists = name in self.names or name in self.serials
+        exists = name in self.names or name in self.serials or name in self.services
         code = SERVFAIL if name in self.broken else 0 if exists else NXDOMAIN
         # response, recursion desired and available
         return packet[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, len(records), 0, 0) + packet[12:end] + b"".join(records)
@@ -79,6 +79,10 @@ class DnsServer:
             return
         if kind == "SOA" and name in self.serials:
             yield b"\0\0" + struct.pack("!IIIII", self.serials[name], 60, 60, 60, 60)
+        if kind == "SRV":
+            for priority, weight, port, host in self.services.get(name, []):
+                labels = b"".join(bytes([len(label)]) + label.encode() for label in host.split("."))
+                yield struct.pack("!HHH", priority, weight, port) + labels + b"\0"
         for address in map(ipaddress.ip_address, self.names.get(name, [])):
             if kind == ("A" if address.version == 4 else "AAAA"):
                 yield address.packed
