@@ -21,7 +21,7 @@ use crate::pool::Pools;
 use crate::relay::vars::TrackedNames;
 use crate::shared::{Live, Post, Shared};
 use crate::supervisor::Supervisor;
-use crate::supervisor::reload::{FilesRead, Users, build_tls, load, read_rules, read_users, verbosity};
+use crate::supervisor::reload::{FilesRead, Users, build_tls, load, read_rules, read_users, scram_work, verbosity};
 use crate::sys;
 use crate::sys::pidfile::{self, Pidfile};
 use crate::takeover::{self, Takeover};
@@ -210,7 +210,8 @@ fn serve(
         port,
         sys::user::own_uid(),
     ));
-    let live = Arc::new(Live { config, users: Arc::new(read.users), hba: read.rules, tls: Arc::new(tls) });
+    let scram_work = scram_work(&read.users);
+    let live = Arc::new(Live { config, users: Arc::new(read.users), scram_work, hba: read.rules, tls: Arc::new(tls) });
     let mut acceptor = Some(acceptor(&listeners).map_err(failed("cannot share a listener"))?);
     let mut crew: Vec<Worker> = (0..workers)
         .zip(polls)

@@ -140,6 +140,8 @@ pub struct UserSecret {
 pub struct Live {
     pub config: Arc<Config>,
     pub users: Arc<HashMap<String, Arc<UserSecret>>>,
+    /// Iterations of most of the users' SCRAM secrets; none when nobody has one.
+    pub scram_work: Option<u32>,
     /// The access rules; none when they were never read.
     pub hba: Option<Arc<Rules>>,
     /// TLS as it was built last: after a failure not what the settings say.

@@ -55,6 +55,9 @@ pub struct Login<'a> {
     pub verifier: Option<Arc<Verifier>>,
     /// scram_iterations.
     pub iterations: u32,
+    /// The work that some user's SCRAM secret costs when a password in clear text is checked; whoever fails without it is
+    /// made to wait as long. None: no user has such a secret.
+    pub decoy: Option<u32>,
     /// The process's own key for the salts of strangers.
     pub mock_key: &'a [u8],
     /// What SCRAM can be bound to, if there is anything.
@@ -108,6 +111,8 @@ enum State {
     Password(Challenge),
     /// A clear-text password meets a SCRAM secret.
     PasswordDerived,
+    /// A clear-text password is wrong already, and is as slow to fail as others.
+    PasswordWrong,
     SaslFirst,
     SaslDerived {
         first: ClientFirst,
@@ -132,6 +137,7 @@ pub struct ClientAuth {
     secret: Option<Secret>,
     verifier: Option<Arc<Verifier>>,
     iterations: u32,
+    decoy: Option<u32>,
     binding: Option<Arc<[u8]>>,
     random: Random,
     state: State,
@@ -140,9 +146,10 @@ pub struct ClientAuth {
 impl ClientAuth {
     /// Begins the exchange.
     pub fn start(login: Login<'_>, out: &mut Vec<u8>) -> (Self, Step) {
-        let Login { method, user, secret, verifier, iterations, mock_key, binding, random } = login;
+        let Login { method, user, secret, verifier, iterations, decoy, mock_key, binding, random } = login;
         let iterations = iterations.clamp(1, MAX_ITERATIONS);
-        let mut machine = Self { user: user.into(), secret, verifier, iterations, binding, random, state: State::Done };
+        let state = State::Done;
+        let mut machine = Self { user: user.into(), secret, verifier, iterations, decoy, binding, random, state };
         let step = match method {
             Method::Any => Step::Success(Proof::default()),
             Method::Trust if machine.secret.is_some() => Step::Success(Proof::default()),
@@ -191,7 +198,9 @@ impl ClientAuth {
             State::Password(challenge) => self.password(challenge, body),
             State::SaslFirst => self.sasl_first(body, out),
             State::SaslFinal(exchange) => self.sasl_final(&exchange, body, out),
-            State::PasswordDerived | State::SaslDerived { .. } | State::Done => Failure::bad_packet(),
+            State::PasswordDerived | State::PasswordWrong | State::SaslDerived { .. } | State::Done => {
+                Failure::bad_packet()
+            }
         }
     }
 
@@ -202,6 +211,7 @@ impl ClientAuth {
                 let Some(Secret::Scram(secret)) = &self.secret else { return Failure::fatal(WRONG_PASSWORD) };
                 verdict(same_key(&secret.stored_key, &keys.stored_key) & same_key(&secret.server_key, &keys.server_key))
             }
+            State::PasswordWrong => Failure::fatal(WRONG_PASSWORD),
             State::SaslDerived { first, salt, iterations } => {
                 let verifier = Arc::new(Verifier::derived(keys, salt.to_vec(), iterations));
                 self.verifier = Some(verifier.clone());
@@ -240,18 +250,24 @@ impl ClientAuth {
     }
 
     fn clear_text(&mut self, password: &[u8]) -> Step {
-        match &self.secret {
-            None | Some(Secret::None) => Failure::fatal(WRONG_PASSWORD),
-            Some(Secret::Plain(stored)) => verdict(same_secret(stored.as_bytes(), password)),
-            Some(Secret::Md5(stored)) => {
-                verdict(same_secret(stored.as_bytes(), md5::stored(password, &self.user).as_bytes()))
-            }
-            Some(Secret::Scram(secret)) if secret.iterations > MAX_ITERATIONS => Failure::fatal(WRONG_PASSWORD),
+        let fits = match &self.secret {
+            None | Some(Secret::None) => false,
+            Some(Secret::Plain(stored)) => same_secret(stored.as_bytes(), password),
+            Some(Secret::Md5(stored)) => same_secret(stored.as_bytes(), md5::stored(password, &self.user).as_bytes()),
+            Some(Secret::Scram(secret)) if secret.iterations > MAX_ITERATIONS => false,
             Some(Secret::Scram(secret)) => {
-                let password = Zeroizing::new(password.to_vec());
+                let (salt, iterations) = (secret.salt.clone(), secret.iterations);
                 self.state = State::PasswordDerived;
-                Step::Derive(Derivation { password, salt: secret.salt.clone(), iterations: secret.iterations })
+                return Step::Derive(Derivation { password: Zeroizing::new(password.to_vec()), salt, iterations });
             }
+        };
+        match self.decoy {
+            Some(iterations) if !fits => {
+                let (password, salt) = (Zeroizing::new(password.to_vec()), self.random.salt.to_vec());
+                self.state = State::PasswordWrong;
+                Step::Derive(Derivation { password, salt, iterations })
+            }
+            _ => verdict(fits),
         }
     }
 
@@ -346,6 +362,7 @@ mod tests {
             secret,
             verifier: None,
             iterations: 100,
+            decoy: None,
             mock_key: b"key",
             binding: None,
             random,
@@ -378,6 +395,26 @@ mod tests {
                 end(&mut machine, step)
             }
             step => end(&mut machine, step),
+        }
+    }
+
+    #[test]
+    fn every_wrong_password_in_clear_text_costs_the_same_work() {
+        for (secret, password, works) in [
+            (Some(SCRAM), b"wrong\0".as_slice(), true),
+            (Some("plain"), b"wrong\0", true),
+            (Some("md5d41d8cd98f00b204e9800998ecf8427e"), b"wrong\0", true),
+            (Some(""), b"wrong\0", true),
+            (None, b"wrong\0", true),
+            (Some("plain"), b"plain\0", false),
+        ] {
+            let mut out = Vec::new();
+            let attempt = Login { decoy: Some(4096), ..login(Method::Plain, secret) };
+            let (mut machine, _) = ClientAuth::start(attempt, &mut out);
+            let step = machine.receive(b'p', password, &mut out);
+            let work = matches!(&step, Step::Derive(work) if work.iterations == 4096);
+            assert_eq!(work, works, "{secret:?}");
+            assert_eq!(end(&mut machine, step), if works { FAILED } else { "success" });
         }
     }
 

@@ -25,6 +25,7 @@ fn login(method: Method, secret: Option<&str>) -> Login<'static> {
         secret,
         verifier: None,
         iterations: ITERATIONS,
+        decoy: None,
         mock_key: b"key",
         binding: None,
         random,

@@ -117,6 +117,7 @@ impl Supervisor {
         mut jobs: mpsc::UnboundedReceiver<Job>,
     ) -> std::io::Result<Ended> {
         let mut signals = Signals::new()?;
+        reload::derive_ahead(&self.live);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let period = u64::try_from(self.live.config.settings.stats_period).unwrap_or(0).max(1);

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::auth::scram::{SALT_BYTES, Verifier, derive};
 use crate::auth::secret::Secret;
 use crate::clock::Clock;
 use crate::config::hba::{self, Rules};
@@ -16,6 +17,7 @@ use crate::shared::{Live, Message, UserSecret};
 use crate::supervisor::Supervisor;
 use crate::sys::pam::Pam;
 use crate::sys::service;
+use crate::worker::authenticate::scram_iterations;
 use crate::worker::log_line;
 use crate::worker::open::tcp_options;
 
@@ -81,6 +83,41 @@ pub fn read_users(config: &Config, known: &Users) -> Users {
         users.insert(name.clone(), user);
     }
     users
+}
+
+/// The iterations that most SCRAM secrets have.
+pub fn scram_work(users: &Users) -> Option<u32> {
+    let mut counts: HashMap<u32, usize> = HashMap::new();
+    for user in users.values() {
+        if let Secret::Scram(secret) = &user.secret {
+            *counts.entry(secret.iterations).or_default() += 1;
+        }
+    }
+    counts.into_iter().max_by_key(|&(iterations, users)| (users, iterations)).map(|(iterations, _)| iterations)
+}
+
+/// Makes the verifiers of users with plain passwords before they are wanted. The first login of each would otherwise take
+/// milliseconds longer than a stranger's, who has none.
+pub fn derive_ahead(live: &Arc<Live>) {
+    let methods_with_scram = matches!(live.config.settings.auth_type, AuthType::ScramSha256 | AuthType::Hba);
+    if !methods_with_scram {
+        return;
+    }
+    let (users, iterations) = (live.users.clone(), scram_iterations(&live.config));
+    tokio::task::spawn_blocking(move || {
+        for user in users.values() {
+            let Secret::Plain(password) = &user.secret else { continue };
+            if user.verifier.lock().as_ref().is_some_and(|made| made.iterations == iterations) {
+                continue;
+            }
+            let mut salt = vec![0; SALT_BYTES];
+            if getrandom::fill(&mut salt).is_err() {
+                return;
+            }
+            let keys = derive(password.as_bytes(), &salt, iterations);
+            *user.verifier.lock() = Some(Arc::new(Verifier::derived(&keys, salt, iterations)));
+        }
+    });
 }
 
 /// Reads the access rules and the user name maps they refer to. None when the configuration has no use for them.
@@ -167,7 +204,9 @@ impl Supervisor {
         };
         let servers_outdated = tls.as_ref().is_some_and(|new| new.outdates_servers_of(&self.live.tls));
         let tls = tls.unwrap_or_else(|| self.live.tls.clone());
-        self.live = Arc::new(Live { config: config.clone(), users: users.clone(), hba, tls });
+        let scram_work = scram_work(&users);
+        self.live = Arc::new(Live { config: config.clone(), users: users.clone(), scram_work, hba, tls });
+        derive_ahead(&self.live);
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;
         log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, false);

@@ -10,8 +10,9 @@ use crate::admin::extended::Session;
 use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Policy, Refused};
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
 use crate::auth::facts::Facts;
-use crate::auth::scram::SaltedKeys;
+use crate::auth::scram::{MAX_ITERATIONS, SaltedKeys};
 use crate::auth::secret::Secret;
+use crate::config::Config;
 use crate::config::hba::{Replicating, Subject};
 use crate::config::ident::Map;
 use crate::disconnect::Disconnect;
@@ -93,13 +94,18 @@ impl Worker {
         known: Option<&UserSecret>,
     ) -> Result<(), End> {
         let Some(random) = random() else { return Err(Disconnect::fatal("bouncer config error").into()) };
+        let iterations = scram_iterations(&self.live.config);
         let mut out = Vec::new();
         let attempt = Attempt {
             method,
             user,
             secret: known.map(|known| known.secret.clone()),
-            verifier: known.and_then(|known| known.verifier.lock().clone()),
-            iterations: u32::try_from(self.live.config.settings.scram_iterations).unwrap_or(4096),
+            // one made with another count would tell known users from strangers
+            verifier: known
+                .and_then(|known| known.verifier.lock().clone())
+                .filter(|made| made.iterations == iterations),
+            iterations,
+            decoy: self.live.scram_work,
             mock_key: &self.shared.mock_key,
             binding: client.stream.tls().and_then(|session| session.channel_binding()),
             random,
@@ -345,6 +351,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// The iterations of verifiers made from plain passwords.
+pub(crate) fn scram_iterations(config: &Config) -> u32 {
+    u32::try_from(config.settings.scram_iterations).unwrap_or(4096).clamp(1, MAX_ITERATIONS)
 }
 
 fn random() -> Option<Random> {

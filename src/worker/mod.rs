@@ -6,7 +6,7 @@
 //! pools otherwise.
 
 pub mod accept;
-mod authenticate;
+pub(crate) mod authenticate;
 mod cancel;
 pub mod client;
 pub(crate) mod console;
