@@ -141,6 +141,24 @@ impl<S, R: Clone> Pools<S, R> {
         Ok(())
     }
 
+    /// Counts a client that nobody knows, for as long as it is asked for a password, on the user whose name it uses, if there
+    /// is one (from `[users]`, say). It does not count on the entry: strangers must not use up what is for users. Undone by
+    /// `discount_stranger`.
+    ///
+    /// # Errors
+    /// The limit of the user.
+    pub fn count_stranger(&mut self, login_user: &str) -> Result<Option<UserId>, Disconnect> {
+        let Some(&user) = self.user_names.get(login_user) else { return Ok(None) };
+        self.count_user_client(user, false)?;
+        Ok(Some(user))
+    }
+
+    pub fn discount_stranger(&mut self, user: UserId) {
+        if let Some(user) = self.users.get_mut(user.0 as usize) {
+            user.clients = user.clients.saturating_sub(1);
+        }
+    }
+
     /// Counts a client of the console. `limits_exempt`: its name is in admin_users.
     ///
     /// # Errors

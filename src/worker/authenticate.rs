@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::admin::command::Rights;
 use crate::admin::extended::Session;
@@ -178,6 +178,7 @@ impl Worker {
             return Ok(Next::Wait);
         }
         let message: Zeroizing<Vec<u8>> = login.received.drain(..total_len).collect::<Vec<_>>().into();
+        login.received.spare_capacity_mut().zeroize();
         let Some(auth) = &mut login.auth else { return Ok(Next::Wait) };
         let mut out = Vec::new();
         let step = auth.receive(tag, &message[5..], &mut out);

@@ -163,6 +163,8 @@ impl Worker {
                 pool.logins.lock().fetched = Some(known.secret.clone());
             }
             client.pool = shared;
+        } else {
+            client.user_id = self.pools(|broker| broker.pools.count_stranger(&user))?;
         }
         self.log_attempt(client, &user);
         self.authenticate(client, &user, known.as_deref())

@@ -5,6 +5,8 @@
 
 use std::sync::atomic::Ordering;
 
+use zeroize::Zeroize as _;
+
 use crate::auth::MAX_PASSWORD_BYTES;
 use crate::config::CONSOLE_DATABASE;
 use crate::disconnect::Disconnect;
@@ -54,6 +56,8 @@ impl Worker {
             match client.stream.read(&mut self.scratch.input) {
                 ReadResult::Data(n) => {
                     login.received.extend_from_slice(&self.scratch.input[..n]);
+                    // it may have been a password
+                    self.scratch.input[..n].zeroize();
                     if login.received.len() > MAX_RECEIVED {
                         return Err(Disconnect::silent("bad packet").into());
                     }

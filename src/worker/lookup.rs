@@ -5,6 +5,8 @@
 //! ```
 //! The client is not read meanwhile, and nothing it said reaches the server but the user's name, as a parameter.
 
+use zeroize::Zeroize as _;
+
 use crate::auth::lookup::{Answer, Defect, Progress, request};
 use crate::config::{CONSOLE_DATABASE, effective};
 use crate::disconnect::Disconnect;
@@ -135,6 +137,7 @@ impl Worker {
             match server.stream.read(&mut self.scratch.input) {
                 ReadResult::Data(n) if lookup.received.len() + n <= MAX_RECEIVED => {
                     lookup.received.extend_from_slice(&self.scratch.input[..n]);
+                    self.scratch.input[..n].zeroize();
                     server.request_time = self.now;
                     self.tally.server_bytes += n as u64;
                 }
@@ -203,8 +206,8 @@ impl Worker {
         if progress != Progress::More && done < lookup.received.len() {
             return Err(Defect { reason: "unexpected response from auth_query".into(), log: None });
         }
-        zeroize::Zeroize::zeroize(&mut lookup.received[..done]);
         lookup.received.drain(..done);
+        lookup.received.spare_capacity_mut().zeroize();
         Ok(progress)
     }
 

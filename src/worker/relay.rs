@@ -532,6 +532,7 @@ impl Worker {
             match (pool, user) {
                 (Some(pool), Some(user)) => broker.pools.detach(pool, user, ready, now),
                 (None, Some(user)) if console => broker.pools.detach_console(user),
+                (None, Some(user)) => broker.pools.discount_stranger(user),
                 _ => {}
             }
         });

@@ -176,6 +176,25 @@ def test_auth_query_honours_valid_until(make_pooler, pg):
         pooler.login("expired", password="over")
 
 
+@pytest.mark.since("1.24")
+def test_strangers_count_on_the_user_whose_name_they_use(make_pooler):
+    """A name that is only in [users] has limits, though no password."""
+    pooler = make_pooler(ini={"auth_type": "md5"}, users={"limited": {"max_user_client_connections": 1}})
+    with pooler.wire() as waiting:
+        waiting.startup("limited", "p0")
+        assert waiting.recv().type == "R"
+        with pytest.raises(ServerError, match="FATAL 08P01: client connections exceeded \\(max_user_client_connections\\)"):
+            pooler.login("limited", password="x")
+
+    def free():
+        (row,) = [r for r in pooler.show("USERS") if r["name"] == "limited"]
+        return row["current_client_connections"] == "0"
+
+    until(free)
+    with pytest.raises(ServerError, match="password authentication failed"):
+        pooler.login("limited", password="x")
+
+
 def test_any_uses_the_forced_user(make_pooler):
     pooler = make_pooler(start=False, ini={"auth_type": "any", "auth_file": None})
     pooler.databases = {"p0": forced(pooler), "free": pooler.backend()}

@@ -196,3 +196,12 @@ def test_files_need_not_be_regular(hba):
     assert stat.S_ISLNK(os.lstat(pooler.dir / "hba.conf").st_mode)
     pooler.reload()
     pooler.login("app").close()
+
+
+@pytest.mark.since("1.23")
+def test_physical_replication_needs_its_keyword(hba):
+    pooler = hba("host all all all trust\nhost replication app all trust\n")
+    pooler.login("app", replication="true").close()
+    refused(pooler, "no authentication method is found", user="app2", replication="true")
+    # logical replication goes by the name of its database
+    pooler.login("app2", replication="database").close()
