@@ -261,7 +261,8 @@ fn inherit_keys(row: &FdRow, pool: Option<&PoolShared>, auth_type: AuthType) {
     if let (Some(password), Some(pool)) = (&row.password, pool) {
         let mut logins = pool.logins.lock();
         let secret = Some(Secret::classify(password));
-        if auth_type == AuthType::Pam { logins.accepted = secret } else { logins.fetched = secret }
+        let judged = matches!(auth_type, AuthType::Pam | AuthType::Ldap);
+        if judged { logins.accepted = secret } else { logins.fetched = secret }
     }
     let (Some(client), Some(server), Some(pool)) = (&row.scram_client_key, &row.scram_server_key, pool) else { return };
     if let (Ok(client_key), Ok(server_key), false) = (client[..].try_into(), server[..].try_into(), pool.forced) {
