@@ -17,8 +17,8 @@ def accounts(pg):
     run([pg.bin / "pgbench", "-i", "-q", "-s", "2", "-h", pg.dir, "-p", pg.port, "-U", "app", "p0"], cwd="/", **as_daemon_user())
 
 
-def pgbench(pg, pooler, mode, *more, clients=64):
-    done = run([pg.bin / "pgbench", "-n", "-M", mode, "-c", clients, "-j", "2", "-T", PGBENCH_SECONDS, *more, "-h", "127.0.0.1", "-p",
+def pgbench(pg, pooler, mode, *more, clients=64, length=("-T", PGBENCH_SECONDS)):
+    done = run([pg.bin / "pgbench", "-n", "-M", mode, "-c", clients, "-j", "2", *length, *more, "-h", "127.0.0.1", "-p",
                 pooler.port, "-U", "app", "p0"], timeout=80, check=False, cwd="/", **as_daemon_user())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "aborted" not in done.stderr
@@ -40,6 +40,60 @@ def test_pgbench_with_64_clients(make_pooler, pg, accounts, mode, script):
     assert servers.largest <= 10
     until(lambda: pooler.pool()["cl_active"] == 0)
     assert pooler.pool()["sv_active"] == 0
+
+
+# Scripts that use one statement for each step, and the number of their statements.
+STEPS = ["SELECT abalance FROM pgbench_accounts WHERE aid = :aid;", "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;",
+         "SELECT :aid + 1;"]
+TRANSACTION = ["BEGIN;", *STEPS, "END;"]
+SCRIPTS = {
+    "one by one": (STEPS, len(STEPS)),
+    "pipeline": (["\\startpipeline", *STEPS, "\\endpipeline"], len(STEPS)),
+    "transaction in a pipeline": (["\\startpipeline", *TRANSACTION, "\\endpipeline"], len(TRANSACTION)),
+    "several pipelines": (["\\startpipeline", *STEPS, "\\endpipeline", "\\startpipeline", *TRANSACTION, "\\endpipeline"],
+                          len(STEPS + TRANSACTION)),
+}
+
+
+@pytest.fixture
+def script(request, pg):
+    """A pgbench script, and how many statements it prepares for each client."""
+    lines, statements = SCRIPTS[request.param]
+    path = pg.dir / "script.sql"
+    path.write_text("\n".join(["\\set aid random(1, 200000)", *lines]) + "\n")
+    return path, statements
+
+
+@pytest.mark.since("1.24")
+@pytest.mark.parametrize("script", SCRIPTS, indirect=True)
+def test_pgbench_prepared_and_pipelined(make_pooler, pg, accounts, script):
+    """A server has each statement once, however many clients prepare it."""
+    path, statements = script
+    pg.no_clients()
+    pooler = make_pooler(ini={"default_pool_size": 5, "max_client_conn": 200})
+    assert pgbench(pg, pooler, "prepared", "-f", path) > 100
+    assert pooler.pool()["sv_active"] == 0 and len(pg.backends("p0", "app")) <= 5
+    row = next(r for r in pooler.show("STATS") if r["database"] == "p0")
+    distinct = len({line for line in path.read_text().splitlines() if not line.startswith("\\")})
+    assert int(row["total_client_parse_count"]) == 64 * statements
+    assert distinct <= int(row["total_server_parse_count"]) <= distinct * 5
+    assert int(row["total_bind_count"]) >= int(row["total_client_parse_count"])
+
+
+@pytest.mark.since("1.24")
+def test_postgresql_sees_each_statement_parsed_once_for_each_server(make_pooler, pg, accounts, request):
+    """PostgreSQL's own log is the witness."""
+    pg.no_clients()
+    pg.sql("ALTER ROLE app SET log_min_duration_statement = 0")
+    request.addfinalizer(lambda: pg.sql("ALTER ROLE app RESET log_min_duration_statement"))
+    before = len(pg.log())
+    pooler = make_pooler(ini={"default_pool_size": 5, "max_client_conn": 200})
+    path = pg.dir / "script.sql"
+    path.write_text("\n".join(["\\set aid random(1, 200000)", "\\startpipeline", *STEPS, "\\endpipeline"]) + "\n")
+    pgbench(pg, pooler, "prepared", "-f", path, length=("-t", 20))
+    parsed = re.findall(r"\[(\d+)\] app@p0 .*?  parse (PGBOUNCER_\d+): ", pg.log()[before:])
+    assert len(parsed) == len(set(parsed)), "a server got a statement twice"
+    assert len({name for _, name in parsed}) == len(STEPS) and len({pid for pid, _ in parsed}) <= 5
 
 
 @pytest.mark.parametrize("mode", MODES)

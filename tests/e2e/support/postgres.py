@@ -110,6 +110,9 @@ class Postgres:
             self.process.send_signal(how)
             self.process.wait(30)
 
+    def log(self):
+        return (self.dir / "postgres.log").read_text(errors="replace")
+
     def remove(self):
         self.stop(signal.SIGQUIT)
         system.remove_dir(self.dir)
