@@ -245,7 +245,6 @@ impl Downstream<'_, '_> {
             }
         }
         self.server.ready = self.server.outstanding.is_empty();
-        self.server.may_forget &= !self.server.ready;
         if forward
             && self.server.ready
             && let Some(client) = &mut self.client

@@ -247,11 +247,13 @@ fn put_expected(out: &mut Writer, entry: &Expected) {
         Undo::Closed { .. } => 4,
         Undo::Evicted { .. } => 5,
         Undo::Duplicate { .. } => 6,
+        Undo::Forgets => 7,
     });
-    out.number(undo.statement().number);
+    let Some(statement) = undo.statement() else { return };
+    out.number(statement.number);
     match undo {
         Undo::Named { name, .. } | Undo::Closed { name, .. } | Undo::Duplicate { name, .. } => out.bytes(name),
-        Undo::Injected { .. } | Undo::Evicted { .. } => out.bytes(b""),
+        Undo::Injected { .. } | Undo::Evicted { .. } | Undo::Forgets => out.bytes(b""),
     }
 }
 
@@ -261,6 +263,9 @@ fn take_expected(from: &mut Reader<'_>, known: &Known) -> Option<Expected> {
     let kind = from.byte()?;
     if kind == 0 {
         return Some(Expected { request, give, undo: None });
+    }
+    if kind == 7 {
+        return Some(Expected { request, give, undo: Some(Box::new(Undo::Forgets)) });
     }
     let statement = from.statement(known)?;
     let name: Box<[u8]> = from.bytes()?.into();
@@ -285,7 +290,7 @@ pub fn statements_of(client: Option<&ClientSide>, server: Option<&ServerSide>, i
     }
     let Some(server) = server else { return };
     server.statements.oldest_first().for_each(&mut note);
-    server.outstanding.undos().for_each(|undo| note(undo.shared()));
+    server.outstanding.undos().filter_map(Undo::shared).for_each(note);
 }
 
 /// Takes the statements of a predecessor over under their numbers, for servers know them by these. `None` if two of them
@@ -349,7 +354,15 @@ mod tests {
         assert_eq!((server.tx, server.ready), (TxStatus::InTransaction, false));
         assert_eq!(server.statements.oldest_first().map(|s| s.number).collect::<Vec<_>>(), [3, 2]);
         assert_eq!(server.outstanding.len(), 3);
-        assert_eq!(server.outstanding.undos().map(|undo| undo.statement().number).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(
+            server
+                .outstanding
+                .undos()
+                .filter_map(Undo::statement)
+                .map(|statement| statement.number)
+                .collect::<Vec<_>>(),
+            [2, 3]
+        );
         assert_eq!(next.intern(b"a new one\0\0\0").number, 4, "numbers go on");
         assert_eq!(super::put_server(&server, &names), put_server);
     }

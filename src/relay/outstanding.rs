@@ -120,22 +120,17 @@ impl Outstanding {
         self.queue.front()
     }
 
-    /// True if a Sync is among what is owed, that is if an earlier batch is still open.
-    #[must_use]
-    pub fn holds_sync(&self) -> bool {
-        self.queue.iter().any(|entry| entry.request == Request::Sync)
+    /// Says what the newest entry may do.
+    pub fn mark_last(&mut self, undo: Undo) {
+        if let Some(last) = self.queue.back_mut() {
+            last.undo = Some(Box::new(undo));
+        }
     }
 
     /// True if the state of the transaction may yet change before the server reads what is sent now.
     #[must_use]
     pub fn holds_end_of_batch(&self) -> bool {
         self.queue.iter().any(|entry| entry.request.is_ended_by_ready())
-    }
-
-    /// True if a simple query is among what is owed.
-    #[must_use]
-    pub fn holds_query(&self) -> bool {
-        self.queue.iter().any(|entry| entry.request == Request::Query)
     }
 
     /// True if a CopyDone or CopyFail has been sent for what the server is working on.
@@ -203,6 +198,16 @@ impl Outstanding {
     /// Entries with something to undo, oldest first.
     pub fn undos(&self) -> impl Iterator<Item = &Undo> {
         self.queue.iter().filter_map(|entry| entry.undo.as_deref())
+    }
+
+    /// What may yet be taken back, or forgotten, of batches that are complete; oldest first. Their end will be answered
+    /// without anything more from the client, so they can be waited for.
+    pub fn undecided(&self) -> impl Iterator<Item = &Undo> {
+        let is_sync = |entry: &Expected| entry.request == Request::Sync;
+        let is_end = |entry: &Expected| is_sync(entry) || matches!(entry.undo.as_deref(), Some(Undo::Forgets));
+        let dead = self.skipping && !self.queue.iter().any(is_sync);
+        let end = if dead { None } else { self.queue.iter().rposition(is_end) };
+        self.queue.iter().take(end.map_or(0, |end| end + 1)).filter_map(|entry| entry.undo.as_deref())
     }
 
     /// True while the server skips to a Sync.
@@ -468,6 +473,27 @@ mod tests {
         q.push(Request::Sync, Give::Forward);
         q.error(false);
         assert_eq!(q.ready().expect("sync").give, Give::Forward);
+    }
+
+    #[test]
+    fn what_complete_batches_may_change_is_undecided_until_their_end() {
+        use Request::{Parse, Query, Sync};
+        let name = || Undo::Injected { statement: crate::relay::prepared::Statements::default().intern(b"x\0\0\0") };
+        let mut q = Outstanding::default();
+        q.push_with(Parse, Give::Forward, name());
+        assert_eq!(q.undecided().count(), 0, "the batch is still being sent");
+        q.push(Sync, Give::Forward);
+        q.push_with(Parse, Give::Forward, name());
+        assert_eq!(q.undecided().count(), 1);
+        q.push(Query, Give::Forward);
+        assert_eq!(q.undecided().count(), 1, "a query that forgets nothing decides nothing");
+        q.mark_last(Undo::Forgets);
+        assert_eq!(q.undecided().count(), 3);
+        q.error(false);
+        q.ready().expect("the sync");
+        assert_eq!(q.undecided().count(), 2);
+        q.error(false);
+        assert_eq!(q.undecided().count(), 0, "skipped up to a Sync that has not come: waiting would be for ever");
     }
 
     #[test]

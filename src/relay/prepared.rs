@@ -212,6 +212,25 @@ pub enum Undo {
     /// A Parse for a name the client uses already was sent under the server-side name, for the server to refuse; the
     /// refusal must speak of the client's name.
     Duplicate { name: Box<[u8]>, statement: Arc<Statement> },
+    /// Nothing to take back, but the answer may be that all statements are gone: what the client's names mean is not known
+    /// before it is there.
+    Forgets,
+}
+
+/// Whether a command can be DISCARD ALL or DEALLOCATE ALL. Rather once too often: a wrong yes costs a client that pipelines a
+/// round trip.
+#[inline]
+#[must_use]
+pub fn may_forget(sql: &[u8]) -> bool {
+    let starts = |word: &[u8]| {
+        let text = sql.trim_ascii_start();
+        text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
+    };
+    let ends = || {
+        let end = sql.iter().rposition(|byte| !matches!(byte, 0 | b';' | b' ' | b'\t' | b'\r' | b'\n'));
+        end.and_then(|end| sql[..=end].last_chunk::<3>()).is_some_and(|end| end.eq_ignore_ascii_case(b"ALL"))
+    };
+    starts(b"DISCARD") || starts(b"DEALLOCATE") || ends()
 }
 
 impl Undo {
@@ -220,25 +239,26 @@ impl Undo {
     pub fn client_name(&self) -> Option<&[u8]> {
         match self {
             Self::Named { name, .. } | Self::Closed { name, .. } => Some(name),
-            Self::Injected { .. } | Self::Evicted { .. } | Self::Duplicate { .. } => None,
+            Self::Injected { .. } | Self::Evicted { .. } | Self::Duplicate { .. } | Self::Forgets => None,
         }
     }
 
     /// The statement that this is about.
     #[must_use]
-    pub fn statement(&self) -> &Statement {
-        self.shared()
+    pub fn statement(&self) -> Option<&Statement> {
+        self.shared().map(|statement| &**statement)
     }
 
     /// The same, to be held.
     #[must_use]
-    pub fn shared(&self) -> &Arc<Statement> {
+    pub fn shared(&self) -> Option<&Arc<Statement>> {
         match self {
             Self::Named { statement, .. }
             | Self::Injected { statement }
             | Self::Closed { statement, .. }
             | Self::Evicted { statement }
-            | Self::Duplicate { statement, .. } => statement,
+            | Self::Duplicate { statement, .. } => Some(statement),
+            Self::Forgets => None,
         }
     }
 
@@ -260,7 +280,7 @@ impl Undo {
                 }
             }
             Self::Evicted { statement } => server.insert(statement),
-            Self::Duplicate { .. } => {}
+            Self::Duplicate { .. } | Self::Forgets => {}
         }
     }
 }
@@ -286,6 +306,22 @@ mod tests {
             table.intern(&n.to_be_bytes());
         }
         assert!(table.by_content.len() < 200, "{}", table.by_content.len());
+    }
+
+    #[test]
+    fn commands_that_may_forget_statements_are_found() {
+        for yes in [
+            "DISCARD ALL",
+            " deallocate all;\0",
+            "Deallocate a",
+            "/* x */ discard all ;\n\0",
+            "SELECT 1; DISCARD ALL\0",
+        ] {
+            assert!(may_forget(yes.as_bytes()), "{yes}");
+        }
+        for no in ["", "\0", "d", "SELECT 1\0", "BEGIN;\0", "SELECT 1 UNION ALL SELECT 2\0", "DISCAR"] {
+            assert!(!may_forget(no.as_bytes()), "{no}");
+        }
     }
 
     #[test]

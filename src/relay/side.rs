@@ -48,6 +48,8 @@ pub struct ClientExtra {
     pub collect: Vec<u8>,
     /// `collect` holds a complete message that could not be handled yet.
     pub held: bool,
+    /// The batch that is being sent may forget all statements.
+    pub forgets: bool,
     pub names: ClientNames,
 }
 
@@ -124,8 +126,6 @@ pub struct ServerSide {
     pub copying: bool,
     /// SET commands for the linked client run; its message waits.
     pub setting_vars: bool,
-    /// A simple query that may make the server forget its statements was sent, and not everything is answered since.
-    pub may_forget: bool,
     pub vars: Vars,
     pub statements: ServerStatements,
     /// Set while a predecessor's requests may be unanswered: the column by which the answer to our question is known, once
@@ -155,7 +155,6 @@ impl ServerSide {
             ready: true,
             copying: false,
             setting_vars: false,
-            may_forget: false,
             vars,
             statements: ServerStatements::default(),
             inherited: None,

@@ -12,12 +12,15 @@ use crate::disconnect::Disconnect;
 use crate::relay::link::{Ctx, give_due};
 use crate::relay::out::Out;
 use crate::relay::outstanding::{Give, Request};
-use crate::relay::prepared::{Statement, Undo, parse_message};
+use crate::relay::prepared::{Statement, Undo, may_forget, parse_message};
 use crate::relay::side::{Body, ClientSide, ServerSide, TxStatus};
 use crate::wire::encode;
 use crate::wire::fields::{bind_names, split_cstr};
 use crate::wire::scan::{HEADER_LEN, Item};
 use crate::wire::tag::frontend as fe;
+
+/// Queries and unnamed statements up to this size are looked at as a whole even when they were cut.
+const SHORT_QUERY: u32 = 1024;
 
 /// How far a piece of client input got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +132,8 @@ impl Upstream<'_, '_> {
     /// The header of a cut message; `start..pos` is its part in the input.
     fn begin(&mut self, tag: u8, start: usize, pos: usize) -> Result<(), Disconnect> {
         let header = self.client.scan.header();
-        if self.ctx.tracking > 0 && matches!(tag, fe::PARSE | fe::BIND | fe::DESCRIBE | fe::CLOSE) {
+        let short_query = tag == fe::QUERY && self.client.scan.left() <= SHORT_QUERY;
+        if self.ctx.tracking > 0 && (short_query || matches!(tag, fe::PARSE | fe::BIND | fe::DESCRIBE | fe::CLOSE)) {
             let extra = self.client.extra();
             extra.collect.clear();
             extra.collect.extend_from_slice(&header);
@@ -174,7 +178,8 @@ impl Upstream<'_, '_> {
         let extra = self.client.extra();
         let body = &extra.collect[HEADER_LEN..];
         let unnamed = match extra.collect[0] {
-            fe::PARSE => body.first() == Some(&0),
+            // a short one is waited for: it may be told to forget
+            fe::PARSE => body.first() == Some(&0) && body.len() > SHORT_QUERY as usize,
             fe::BIND => matches!(bind_names(body), Some((_, statement, _)) if statement.is_empty()),
             _ => false,
         };
@@ -212,13 +217,20 @@ impl Upstream<'_, '_> {
                 fe::BIND => return self.bind(message, message.bytes.len()),
                 fe::DESCRIBE => return self.describe(message),
                 fe::CLOSE => return self.close(message),
+                fe::QUERY if may_forget(message.body()) => return self.forget(message),
                 _ => {}
             }
         }
-        if tag == fe::QUERY && forgets(message.body()) {
-            self.server.may_forget = true;
-        }
         self.note(tag)?;
+        self.count(message.bytes.len());
+        message.forward(0, self.out);
+        Ok(Handled::Done)
+    }
+
+    /// A Query that may be DISCARD ALL or DEALLOCATE ALL.
+    fn forget(&mut self, message: Message<'_>) -> Result<Handled, Disconnect> {
+        self.note(fe::QUERY)?;
+        self.server.outstanding.mark_last(Undo::Forgets);
         self.count(message.bytes.len());
         message.forward(0, self.out);
         Ok(Handled::Done)
@@ -258,6 +270,12 @@ impl Upstream<'_, '_> {
         };
         self.opens();
         self.server.outstanding.push(request, Give::Forward);
+        if request == Request::Sync
+            && let Some(extra) = &mut self.client.extra
+            && std::mem::take(&mut extra.forgets)
+        {
+            self.server.outstanding.mark_last(Undo::Forgets);
+        }
         Ok(())
     }
 
@@ -267,32 +285,29 @@ impl Upstream<'_, '_> {
         self.server.ready = false;
     }
 
-    /// True if what is still open may yet change what `name` means or which statements the server has: a batch that fails
-    /// takes back what it did in advance, and DISCARD ALL forgets everything.
+    /// True if an earlier batch that is still open may yet change what `name` means, or which statements the server has:
+    /// should it fail, what it did in advance is taken back; should it forget all statements, nothing is left.
     ///
     /// A statement that the server lacks drops another one when the server has its fill. Which one must not be chosen
     /// while an earlier batch may take its own choices back.
     fn undecided(&self, name: &[u8], statement: Option<&Statement>) -> bool {
-        let outstanding = &self.server.outstanding;
-        if self.server.may_forget && outstanding.holds_query() {
-            return true;
-        }
-        if !outstanding.holds_sync() {
-            return false;
-        }
         let has = &self.server.statements;
-        let evicts = statement.is_some_and(|statement| has.len() >= self.ctx.tracking && !has.contains(statement));
-        let concerned = |undo: &Undo| {
-            evicts
+        let evicts = |statement: &Statement| has.len() >= self.ctx.tracking && !has.contains(statement);
+        self.server.outstanding.undecided().any(|undo| {
+            matches!(undo, Undo::Forgets)
                 || undo.client_name() == Some(name)
-                || statement.is_some_and(|statement| undo.statement().number == statement.number)
-        };
-        outstanding.undos().any(concerned)
+                || statement.is_some_and(|ours| {
+                    undo.statement().is_some_and(|theirs| theirs.number == ours.number) || evicts(ours)
+                })
+        })
     }
 
     fn parse(&mut self, message: Message<'_>) -> Result<Handled, Disconnect> {
         let (name, tail) = split_cstr(message.body()).ok_or_else(|| self.unreadable('P'))?;
         if name.is_empty() {
+            if may_forget(split_cstr(tail).map_or(tail, |(sql, _)| sql)) {
+                self.client.extra().forgets = true;
+            }
             self.note(fe::PARSE)?;
             self.count(message.bytes.len());
             message.forward(0, self.out);
@@ -481,13 +496,6 @@ impl Upstream<'_, '_> {
     fn unreadable(&mut self, tag: char) -> Disconnect {
         unreadable(tag, self.ctx.log)
     }
-}
-
-/// True for a simple query that may make the server forget its statements: DISCARD ALL, DEALLOCATE ALL.
-fn forgets(sql: &[u8]) -> bool {
-    let sql = sql.trim_ascii_start();
-    let starts = |word: &str| sql.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
-    starts("DISCARD") || starts("DEALLOCATE")
 }
 
 /// The name in a Describe or Close of a named statement; `None` for portals and the unnamed statement.

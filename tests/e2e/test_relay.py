@@ -335,6 +335,28 @@ def test_discard_all_and_deallocate_all_are_understood(make_pooler):
 
 
 @prepared
+@pytest.mark.ours
+@pytest.mark.parametrize("forget", ["DISCARD ALL", "DEALLOCATE ALL", "/* anew */ deallocate all ;"])
+@pytest.mark.parametrize("size", [1000, 3])
+@pytest.mark.parametrize("extended", [False, True])
+def test_names_are_free_after_they_were_forgotten_earlier_in_the_pipeline(make_pooler, forget, size, extended):
+    """Some pools send DISCARD ALL together with the next user's first command."""
+    pooler = make_pooler(ini={"default_pool_size": 1})
+    forgetting = parse("", forget) + bind() + execute() + SYNC if extended else query(forget)
+    with pooler.login() as a:
+        a.send(parse("s", "SELECT 1") + parse("t", "SELECT 'gone'") + SYNC)
+        assert "".join(m.type for m in a.result().messages) == "11Z"
+        data = forgetting + parse("s", "SELECT 2") + bind("", "s") + execute() + SYNC + bind("", "t") + SYNC
+        for at in range(0, len(data), size):
+            a.send(data[at:at + size])
+        assert a.result().status == "I"
+        assert a.result().rows == [["2"]]
+        assert a.result().error["C"] == "26000"
+        a.send(bind("", "s") + execute() + SYNC)
+        assert a.result().rows == [["2"]]
+
+
+@prepared
 def test_failed_parse_leaves_its_name_free(make_pooler):
     pooler = make_pooler(ini={"default_pool_size": 1})
     with pooler.login() as a, pooler.login() as b:
