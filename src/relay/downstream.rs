@@ -6,7 +6,7 @@
 
 use crate::config::LogLine;
 use crate::disconnect::Disconnect;
-use crate::relay::link::{Ctx, adopt, give_due, no_owner};
+use crate::relay::link::{Ctx, adopt, give_due, no_owner, settled};
 use crate::relay::out::Out;
 use crate::relay::outstanding::{Give, Request};
 use crate::relay::prepared::Undo;
@@ -262,6 +262,11 @@ impl Downstream<'_, '_> {
         if self.server.setting_vars {
             self.ctx.log.push(LogLine::error(format!("varcache_apply failed: {}", fields.text(": "))));
             return Err(Disconnect::fatal("invalid server parameter"));
+        }
+        // The client has all its answers and is about to give the server back: its end is not the client's affair.
+        if !self.ctx.session_mode && self.client.as_deref().is_some_and(|client| settled(client, self.server)) {
+            self.server.leaving = true;
+            return Ok(false);
         }
         let give = self.server.outstanding.give();
         let head = self.server.outstanding.head();

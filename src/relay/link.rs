@@ -21,6 +21,8 @@ pub struct Ctx<'a> {
     pub now: Micros,
     /// `max_prepared_statements` where tracking is active, else 0.
     pub tracking: usize,
+    /// Session pooling: a server stays with its client until that leaves.
+    pub session_mode: bool,
     /// Statement pooling: a transaction that stays open ends both sides.
     pub statement_mode: bool,
     /// `disable_pqexec`.

@@ -126,6 +126,8 @@ pub struct ServerSide {
     pub copying: bool,
     /// SET commands for the linked client run; its message waits.
     pub setting_vars: bool,
+    /// It ended itself between two requests of a client that needs it no more.
+    pub leaving: bool,
     pub vars: Vars,
     pub statements: ServerStatements,
     /// Set while a predecessor's requests may be unanswered: the column by which the answer to our question is known, once
@@ -155,6 +157,7 @@ impl ServerSide {
             ready: true,
             copying: false,
             setting_vars: false,
+            leaving: false,
             vars,
             statements: ServerStatements::default(),
             inherited: None,

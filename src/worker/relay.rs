@@ -38,6 +38,7 @@ macro_rules! context {
             } else {
                 usize::try_from(settings.max_prepared_statements).unwrap_or(0)
             },
+            session_mode: $mode == PoolMode::Session,
             statement_mode: $mode == PoolMode::Statement,
             disable_pqexec: settings.disable_pqexec,
             max_packet: u32::try_from(settings.max_packet_size).unwrap_or(u32::MAX),
@@ -110,6 +111,10 @@ impl Worker {
             }
             ReadResult::Eof | ReadResult::Failed(_) => {
                 self.scratch = scratch;
+                if client.mode != PoolMode::Session && settled(&client.side, &server.side) && client.input.is_none() {
+                    server.side.leaving = true;
+                    return Ok(false);
+                }
                 return Err(crashed());
             }
         };
@@ -133,6 +138,13 @@ impl Worker {
         let Some(server) = &client.server else { return Ok(()) };
         if client.mode == PoolMode::Session {
             return if server.side.inherited.is_none() { Ok(()) } else { self.find_out(client) };
+        }
+        if server.side.leaving {
+            if let Some(server) = client.server.take() {
+                client.side.settle();
+                self.drop_server(*server, "server conn crashed?");
+            }
+            return Ok(());
         }
         let free = settled(&client.side, &server.side)
             && client.input.is_none()

@@ -11,7 +11,7 @@ import pytest
 
 from support.load import Background, transactions
 from support.system import free_port, holds, until
-from support.wire import Closed, ServerError, query
+from support.wire import Closed, ServerError, message, query
 
 
 def test_killed_backend_costs_only_its_client(make_pooler, pg):
@@ -261,6 +261,72 @@ def test_too_many_servers_for_postgresql(make_pooler, pg):
         assert c.result().value == "served"
     finally:
         pg.sql("ALTER ROLE app CONNECTION LIMIT -1")
+
+
+class goodbye:
+    """Passes on to PostgreSQL, and ends with an error right behind the answer to a statement."""
+
+    WORDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+
+    def __init__(self, target, statement):
+        self.target, self.statement = target, statement
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near):
+        with near, socket.create_connection(("127.0.0.1", self.target)) as far:
+            said = threading.Event()
+            threading.Thread(target=self._answers, args=(far, near, said), daemon=True).start()
+            try:
+                while data := near.recv(65536):
+                    if self.statement in data:
+                        said.set()
+                    far.sendall(data)
+            except OSError:
+                pass
+
+    def _answers(self, far, near, said):
+        try:
+            while data := far.recv(65536):
+                if said.is_set() and data.endswith(b"Z\0\0\0\x05I"):
+                    near.sendall(data + message("E", self.WORDS))
+                    near.shutdown(socket.SHUT_RDWR)
+                    return
+                near.sendall(data)
+        except OSError:
+            pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+
+
+@pytest.mark.ours
+def test_server_that_ends_behind_its_answer_is_nobodys_trouble(make_pooler, pg):
+    """The client has all its answers; an error in the same piece of data is not told to it, and the server serves nobody else."""
+    with goodbye(pg.port, b"SELECT 'last'") as way:
+        pooler = make_pooler(start=False, ini={"default_pool_size": 1})
+        pooler.databases["p0"] = {**pooler.backend(), "port": way.port}
+        pooler.write()
+        pooler.start()
+        with pooler.login() as a, pooler.login() as b:
+            for turn in range(10):
+                a.send(query("SELECT 'last'"))
+                b.send(query(f"SELECT {turn}"))
+                assert a.result().value == "last"
+                assert b.result().value == str(turn)
+                assert a.query("SELECT 3").value == "3"
 
 
 @pytest.mark.slow(120)
