@@ -22,7 +22,8 @@ async fn an_application_works_through_transaction_pooling() -> Outcome {
     copy_in_and_out(&stack).await?;
     cancel_hits_its_own_query(&stack).await?;
     pipelined_queries(&stack).await?;
-    the_console_is_a_database_like_others(&stack).await
+    the_console_is_a_database_like_others(&stack).await?;
+    portals_and_savepoints(&stack).await
 }
 
 async fn simple_and_extended(stack: &Stack) -> Outcome {
@@ -141,5 +142,34 @@ async fn the_console_is_a_database_like_others(stack: &Stack) -> Outcome {
         let row = console.query_one(&version, &[]).await?;
         assert!(row.get::<_, &str>(0).starts_with("PgBouncer 1."));
     }
+    Ok(())
+}
+
+/// A portal is read in pieces with other statements between them; a savepoint undoes an error.
+async fn portals_and_savepoints(stack: &Stack) -> Outcome {
+    let (mut client, mut other) = (stack.client().await?, stack.client().await?);
+    let (mut one, two) = (client.transaction().await?, other.transaction().await?);
+    let portals = [
+        one.bind("SELECT generate_series(1, $1::int)", &[&1000]).await?,
+        two.bind("SELECT generate_series(1, $1::int)", &[&500]).await?,
+    ];
+    let mut sums = [0_i64; 2];
+    loop {
+        let rows = [one.query_portal(&portals[0], 150).await?, two.query_portal(&portals[1], 150).await?];
+        if rows[0].is_empty() {
+            break;
+        }
+        for (sum, rows) in sums.iter_mut().zip(&rows) {
+            *sum += rows.iter().map(|row| i64::from(row.get::<_, i32>(0))).sum::<i64>();
+        }
+        assert_eq!(one.query_one("SELECT 7", &[]).await?.get::<_, i32>(0), 7);
+    }
+    assert_eq!(sums, [500_500, 125_250]);
+    two.commit().await?;
+    let nested = one.savepoint("before").await?;
+    nested.query("SELECT 1 / $1::int", &[&0]).await.expect_err("a division by zero");
+    nested.rollback().await?;
+    assert_eq!(one.query_one("SELECT 8", &[]).await?.get::<_, i32>(0), 8);
+    one.commit().await?;
     Ok(())
 }
