@@ -165,13 +165,17 @@ impl<S, R: Clone> Pools<S, R> {
         self.obey(target, pool, released, now);
     }
 
-    /// The client of a request has left or waited too long. A request that is on its way is given up.
+    /// The client of a request has left or waited too long. A request that is on its way is given up; it may still arrive, so
+    /// the server it aims at serves nobody else.
     pub fn cancel_abandoned(&mut self, request: ClientRef, _now: Micros) {
         let Some(id) = self.cancel_ids.remove(&request) else { return };
         let cancel = &mut self.cancels[id];
         let pool = cancel.pool;
         if let Some(carrier) = cancel.carrier {
             cancel.abandoned = true;
+            if let Some(target) = cancel.target.and_then(|target| self.servers.get_mut(target)) {
+                target.cancel_astray = true;
+            }
             let reason = "client gave up on cancel request, so we also give up forwarding to server";
             self.doom(carrier, reason.into());
             return;

@@ -143,6 +143,9 @@ impl<S, R: Clone> Pools<S, R> {
         if self.servers[id].close_needed {
             return Some("close_needed".into());
         }
+        if self.servers[id].cancel_astray {
+            return Some("cancel request given up on its way".into());
+        }
         let paused = self.pause == PauseMode::Paused || self.entries[self.pools[pool].db].paused;
         (paused && self.servers[id].cancels_in_flight == 0).then(|| "pause mode".into())
     }

@@ -69,6 +69,8 @@ pub(super) struct Server<S> {
     pub(super) launched: Micros,
     pub(super) last_used: Micros,
     pub(super) close_needed: bool,
+    /// A cancel request for it was given up on its way: it may arrive at any time.
+    pub(super) cancel_astray: bool,
     /// An Evict was ordered: whatever comes back is closed for this reason.
     pub(super) doomed: Option<Cow<'static, str>>,
     /// The waiter whose slot it is in.
@@ -112,6 +114,7 @@ impl<S, R: Clone> Pools<S, R> {
             launched: now,
             last_used: now,
             close_needed: false,
+            cancel_astray: false,
             doomed: None,
             slot: None,
             replication: false,

@@ -658,6 +658,29 @@ fn protocol_s7_a_request_not_sent_is_dropped_when_its_server_is_released() {
 }
 
 #[test]
+fn a_server_serves_nobody_else_when_a_cancel_for_it_was_given_up_on_its_way() {
+    for released_first in [false, true] {
+        let mut bench = Bench::new(|c| c.settings.default_pool_size = 1);
+        let pool = bench.attach("db", "ann");
+        let held = bench.linked(pool, 1)[0];
+        assert!(bench.pools.cancel(client(7, 1), held.0, [3; 8], bench.now));
+        let carrier = bench.launched().expect("twice pool_size for cancels");
+        assert!(bench.pools.cancel_connected(carrier, bench.now).is_some());
+        if released_first {
+            assert_eq!(bench.release(held, 0), Released::Kept);
+        }
+        bench.queue((client(1, 0), pool));
+        bench.pools.cancel_abandoned(client(7, 1), bench.now);
+        bench.pools.cancel_done(carrier, bench.now);
+        if !released_first {
+            assert_eq!(bench.release(held, 0), close(held.1, "cancel request given up on its way"));
+        }
+        bench.pools.check();
+        assert!(bench.launched().is_some(), "the one who waits gets another server");
+    }
+}
+
+#[test]
 fn a_cancel_goes_to_the_address_of_its_server() {
     let mut bench = Bench::new(|_| {});
     let pool = bench.attach("db", "ann");
