@@ -1,8 +1,11 @@
-//! Many clients with colliding statement names, errors, cancels, cut connections and killed servers: every answer belongs to
-//! its asker, no acknowledged commit is lost, nothing rolled back appears, money is neither made nor lost, and afterwards the
-//! pooler's counts agree with PostgreSQL's.
+//! Many clients with colliding statement names, errors, cancels, copies, connections cut in mid-message and killed servers:
+//! every answer belongs to its asker, no acknowledged commit is lost, nothing rolled back appears, money is neither made nor
+//! lost, a cancel stops no query of somebody else, and afterwards the pooler's counts agree with PostgreSQL's.
 //!
-//! `LEDGER_OPERATIONS` sets the number of operations (10,000), `LEDGER_SEED` the seed, which is printed.
+//! What servers say arrives in pieces, and cancel requests take their time.
+//!
+//! `LEDGER_OPERATIONS` sets the number of operations (10,000), `LEDGER_WORKERS` that of worker threads (2), `LEDGER_SEED` the
+//! seed, which is printed.
 
 #![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "deadlines and figures of a test")]
 
@@ -13,29 +16,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use support::{Outcome, Stack, connect};
+use bytes::Bytes;
+use futures_util::SinkExt;
+use support::batches::{self, Session};
+use support::dice::Dice;
+use support::{Outcome, Stack, connect, slicer};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, NoTls, SimpleQueryMessage};
 
 const CLIENTS: u64 = 24;
 const SERVERS: u32 = 6;
+/// Fewer than there are statements, so that servers drop some all the time.
+const MAX_PREPARED: u32 = 8;
+/// An operation takes milliseconds; the longest wait is for servers that were killed.
+const PATIENCE: Duration = Duration::from_secs(30);
 const ACCOUNTS: i32 = 50;
 const BALANCE: i64 = 1000;
 
-/// A small generator of numbers: the same seed, the same operations.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-
-    fn account(&mut self) -> i32 {
-        i32::try_from(self.roll(u64::try_from(ACCOUNTS).expect("small"))).expect("small")
-    }
+fn account(dice: &mut Dice) -> i32 {
+    i32::try_from(dice.roll(u64::try_from(ACCOUNTS).expect("small"))).expect("small")
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -56,42 +55,75 @@ async fn every_answer_belongs_to_its_asker_and_no_commit_is_lost() -> Outcome {
     let fresh = SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos();
     let seed = number("LEDGER_SEED", u64::from(fresh) + 1);
     let operations = number("LEDGER_OPERATIONS", 10_000);
-    println!("LEDGER_SEED={seed} LEDGER_OPERATIONS={operations}");
-    let stack = Arc::new(Stack::start(SERVERS));
+    let workers = number("LEDGER_WORKERS", 2);
+    println!("LEDGER_SEED={seed} LEDGER_OPERATIONS={operations} LEDGER_WORKERS={workers}");
+    let settings = format!(
+        "default_pool_size = {SERVERS}\nmax_prepared_statements = {MAX_PREPARED}\nworker_threads = {workers}\n"
+    );
+    let stack = Arc::new(Stack::over(&settings, |port| slicer::start(port, seed)));
     let direct = connect(&stack.direct()).await?;
     direct
         .batch_execute(&format!(
             "CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL);
              INSERT INTO account SELECT n, {BALANCE} FROM generate_series(0, {ACCOUNTS} - 1) n;
-             CREATE TABLE journal (client bigint, seq bigint, PRIMARY KEY (client, seq))"
+             CREATE TABLE journal (client bigint, seq bigint, PRIMARY KEY (client, seq));
+             CREATE TABLE copied (client bigint, seq bigint, n int)"
         ))
         .await?;
     let left = Arc::new(AtomicU64::new(operations));
+    let began = Instant::now();
     let mut tasks = Vec::new();
     for id in 0..CLIENTS {
         let (stack, left) = (stack.clone(), left.clone());
-        let dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (id + 1).wrapping_mul(0xd134_2543_de82_ef95));
+        let dice = Dice::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (id + 1).wrapping_mul(0xd134_2543_de82_ef95));
         tasks.push(tokio::spawn(async move { work(&stack, id, dice, &left).await }));
     }
-    let mut killer = Dice(seed | 1);
-    while left.load(Ordering::Relaxed) > 0 {
+    let mut killer = Dice::new(seed | 1);
+    // a task that ends before has found something
+    while left.load(Ordering::Relaxed) > 0 && !tasks.iter().any(tokio::task::JoinHandle::is_finished) {
         tokio::time::sleep(Duration::from_millis(50 + killer.roll(200))).await;
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                    WHERE application_name = '' AND pid <> pg_backend_pid() AND backend_type = 'client backend'
                    ORDER BY random() LIMIT 1";
         direct.simple_query(sql).await?;
     }
-    let mut total = Done::default();
+    left.store(0, Ordering::Relaxed);
+    let (mut total, mut commits) = (Done::default(), 0);
     for (id, task) in (0..CLIENTS).zip(tasks) {
         let done = task.await?;
         audit(&direct, id, &done).await?;
         total.operations += done.operations;
         total.cut += done.cut;
+        commits += done.acknowledged.len();
     }
-    println!("{} operations, {} connections cut or killed", total.operations, total.cut);
+    println!(
+        "{} operations in {:.1} s, {} commits, {} connections cut or killed",
+        total.operations,
+        began.elapsed().as_secs_f64(),
+        commits,
+        total.cut
+    );
     let sum: i64 = direct.query_one("SELECT sum(balance)::bigint FROM account", &[]).await?.get(0);
     assert_eq!(sum, i64::from(ACCOUNTS) * BALANCE, "money was made or lost");
-    counts_return_to_zero(&stack, &direct).await
+    counts_return_to_zero(&stack, &direct).await?;
+    log_is_clean(&stack.log());
+    Ok(())
+}
+
+/// Nothing that only a mistake of the pooler could cause.
+fn log_is_clean(log: &str) {
+    let mistakes = [
+        "panicked",
+        " FATAL ",
+        "client disconnected with query in progress",
+        "server sent an answer that nobody waits for",
+        "bad pkt header",
+        "bad packet header",
+        "unknown pkt",
+        "invalid server parameter",
+    ];
+    let found: Vec<&str> = log.lines().filter(|line| mistakes.iter().any(|mistake| line.contains(mistake))).collect();
+    assert!(found.is_empty(), "{} lines such as {:?}", found.len(), &found[..found.len().min(5)]);
 }
 
 /// Acknowledged is there, rolled back is not; what was cut in mid-commit may be either.
@@ -99,6 +131,10 @@ async fn audit(direct: &Client, id: u64, done: &Done) -> Result<(), Error> {
     let client = i64::try_from(id).expect("small");
     let rows = direct.query("SELECT seq FROM journal WHERE client = $1", &[&client]).await?;
     let found: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
+    let copied = "SELECT seq FROM copied WHERE client = $1 GROUP BY seq HAVING count(*) <> 3 OR count(DISTINCT n) <> 3";
+    assert!(direct.query(copied, &[&client]).await?.is_empty(), "client {id} copied parts of a copy");
+    let rows = direct.query("SELECT DISTINCT seq FROM copied WHERE client = $1", &[&client]).await?;
+    let found: HashSet<i64> = found.into_iter().chain(rows.iter().map(|row| row.get(0))).collect();
     let lost: Vec<_> = done.acknowledged.difference(&found).collect();
     assert!(lost.is_empty(), "client {id} lost acknowledged commits {lost:?}");
     let ghosts: Vec<_> = done.rolled_back.intersection(&found).collect();
@@ -109,23 +145,40 @@ async fn audit(direct: &Client, id: u64, done: &Done) -> Result<(), Error> {
 async fn work(stack: &Stack, id: u64, mut dice: Dice, left: &AtomicU64) -> Done {
     let mut done = Done::default();
     let mut client = stack.client().await.expect("the pooler lets clients in");
+    let (mut session, mut sleeper) = (None, None);
     let mut seq = 0;
     while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
         seq += 1;
         done.operations += 1;
         let token = format!("{id}-{seq}");
-        let result = match dice.roll(100) {
-            0..40 => own_answer(&client, &token, &mut dice).await,
-            40..70 => transfer(&mut client, id, seq, &mut dice, &mut done).await,
-            70..80 => failing(&client, &token).await,
-            80..90 => simple(&client, &token).await,
-            90..95 => pipelined(&client, &token).await,
-            95..97 => cancelled(&client).await,
-            _ => {
-                cut(stack, &token, &mut dice).await;
-                Ok(())
+        let operation = async {
+            match dice.roll(100) {
+                0..25 => own_answer(&client, &token, &mut dice).await,
+                25..50 => transfer(&mut client, id, seq, &mut dice, &mut done).await,
+                50..55 => failing(&client, &token).await,
+                55..60 => simple(&client, &token).await,
+                60..64 => pipelined(&client, &token).await,
+                64..68 => copied(&client, id, seq, &mut dice, &mut done).await,
+                68..71 => cancelled(stack, &mut sleeper, &mut dice).await,
+                71..96 => {
+                    batch(stack, &mut session, &token, &mut dice, &mut done).await;
+                    Ok(())
+                }
+                96..98 => {
+                    cut(stack, &token, &mut dice).await;
+                    Ok(())
+                }
+                _ => {
+                    let own = session.take();
+                    let own = if own.is_some() { own } else { new_session(stack).await };
+                    if let Some(own) = own {
+                        own.leave_in_the_middle(&token, &mut dice).await;
+                    }
+                    Ok(())
+                }
             }
         };
+        let result = tokio::time::timeout(PATIENCE, operation).await.expect("the client is stuck");
         if let Err(error) = result {
             assert!(expected(&error), "client {id}: {error:?}");
             done.cut += 1;
@@ -133,6 +186,22 @@ async fn work(stack: &Stack, id: u64, mut dice: Dice, left: &AtomicU64) -> Done 
         }
     }
     done
+}
+
+/// A server that is killed during the login makes it fail.
+async fn new_session(stack: &Stack) -> Option<Session> {
+    stack.raw().await.ok().map(Session::new)
+}
+
+async fn batch(stack: &Stack, session: &mut Option<Session>, token: &str, dice: &mut Dice, done: &mut Done) {
+    if session.is_none() {
+        *session = new_session(stack).await;
+    }
+    let Some(own) = session else { return };
+    if let batches::Outcome::Killed = own.work(token, dice).await {
+        *session = None;
+        done.cut += 1;
+    }
 }
 
 /// Only what killed servers cause: the connection is lost, or the server said why it goes.
@@ -158,7 +227,7 @@ async fn own_answer(client: &Client, token: &str, dice: &mut Dice) -> Result<(),
 async fn transfer(client: &mut Client, id: u64, seq: i64, dice: &mut Dice, done: &mut Done) -> Result<(), Error> {
     let amount = i64::try_from(dice.roll(10)).expect("small");
     // in one order, so that transactions do not wait for each other in a circle
-    let (a, b) = (dice.account(), dice.account());
+    let (a, b) = (account(dice), account(dice));
     let (low, high, amount) = if a < b { (a, b, amount) } else { (b, a, -amount) };
     let rollback = dice.roll(5) == 0;
     let transaction = client.transaction().await?;
@@ -211,17 +280,57 @@ async fn pipelined(client: &Client, token: &str) -> Result<(), Error> {
     c.map(|_| ())
 }
 
-/// A cancel hits the query it is meant for, or comes too late and hits nothing.
-async fn cancelled(client: &Client) -> Result<(), Error> {
+/// A cancel hits a query of the session it is meant for, or comes too late and hits nothing: whoever else is told that he was
+/// cancelled has found a mistake.
+async fn cancelled(stack: &Stack, sleeper: &mut Option<Client>, dice: &mut Dice) -> Result<(), Error> {
+    let client = match sleeper.take() {
+        Some(client) if !client.is_closed() => client,
+        _ => stack.client().await.expect("the pooler lets clients in"),
+    };
     let cancel = client.cancel_token();
-    let query = client.simple_query("SELECT pg_sleep(0.05)");
+    let query = client.simple_query("SELECT pg_sleep(0.004)");
+    // around the moment at which the query ends and its server goes to somebody else
+    let delay = Duration::from_micros(2000 + dice.roll(4000));
     let (result, _) = tokio::join!(query, async {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(delay).await;
         cancel.cancel_query(NoTls).await
     });
     match result {
-        Err(error) if error.code().is_some_and(|code| code.code() == "57014") => Ok(()),
-        other => other.map(|_| ()),
+        Err(error) if error.code().is_some_and(|code| code.code() == "57014") => {}
+        Err(error) => assert!(expected(&error), "the sleeper: {error:?}"),
+        Ok(_) => {}
+    }
+    *sleeper = Some(client);
+    Ok(())
+}
+
+/// Three rows or none.
+async fn copied(client: &Client, id: u64, seq: i64, dice: &mut Dice, done: &mut Done) -> Result<(), Error> {
+    let sink = client.copy_in::<_, Bytes>("COPY copied FROM STDIN").await?;
+    let mut sink = std::pin::pin!(sink);
+    for n in 0..3 {
+        sink.send(Bytes::from(format!("{id}\t{seq}\t{n}\n"))).await?;
+    }
+    match dice.roll(4) {
+        0 => {
+            // a sink that is dropped fails its copy
+            done.rolled_back.insert(seq);
+            Ok(())
+        }
+        1 => {
+            done.rolled_back.insert(seq);
+            sink.send(Bytes::from_static(b"no number\n")).await?;
+            match sink.finish().await {
+                Err(error) if error.code().is_some_and(|code| code.code() == "22P02") => Ok(()),
+                other => other.map(|_| ()),
+            }
+        }
+        _ => {
+            let rows = sink.finish().await?;
+            assert_eq!(rows, 3);
+            done.acknowledged.insert(seq);
+            Ok(())
+        }
     }
 }
 

@@ -5,6 +5,11 @@
 #![expect(clippy::disallowed_methods, reason = "deadlines of a test, not times of the core")]
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod batches;
+pub(crate) mod dice;
+pub(crate) mod raw;
+pub(crate) mod slicer;
+
 use std::error::Error;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -79,6 +84,16 @@ pub(crate) struct Stack {
 
 impl Stack {
     pub(crate) fn start(default_pool_size: u32) -> Self {
+        Self::with(&format!("default_pool_size = {default_pool_size}\n"))
+    }
+
+    /// With more lines for the pooler's configuration.
+    pub(crate) fn with(settings: &str) -> Self {
+        Self::over(settings, |port| port)
+    }
+
+    /// With a way to PostgreSQL: `way` gets its port and returns the one that the pooler is to use.
+    pub(crate) fn over(settings: &str, way: impl FnOnce(u16) -> u16) -> Self {
         let dir = tempfile::Builder::new().prefix("pgu-rs-").tempdir_in("/tmp").expect("a directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("ours");
         if let Some((uid, gid)) = daemon_ids() {
@@ -107,13 +122,23 @@ impl Stack {
             .expect("postgres starts");
         wait_for_port(server_port, "PostgreSQL");
         let port = free_port();
-        let pooler = start_pooler(dir.path(), server_port, port, default_pool_size);
+        let pooler = start_pooler(dir.path(), way(server_port), port, settings);
         Self { dir, postgres, pooler, port, server_port }
     }
 
     /// A logged-in client; its connection is driven by a task.
     pub(crate) async fn client(&self) -> Result<Client, tokio_postgres::Error> {
         connect(&self.address("app")).await
+    }
+
+    /// A logged-in client that speaks the protocol itself.
+    pub(crate) async fn raw(&self) -> std::io::Result<raw::Raw> {
+        raw::Raw::login(self.port, "app", PASSWORD).await
+    }
+
+    /// What the pooler has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(log_file(self.dir.path())).expect("the pooler writes it")
     }
 
     /// The address of a database of the pooler.
@@ -158,7 +183,11 @@ impl Drop for Stack {
     }
 }
 
-fn start_pooler(dir: &Path, server_port: u16, port: u16, default_pool_size: u32) -> Child {
+fn log_file(dir: &Path) -> PathBuf {
+    dir.join("pgbouncer.log")
+}
+
+fn start_pooler(dir: &Path, server_port: u16, port: u16, settings: &str) -> Child {
     let built = std::env::var_os("PGBOUNCER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_pgbouncer").into());
     // the build directory may be out of reach for the daemon's user
     let binary = dir.join("pgbouncer");
@@ -169,9 +198,10 @@ fn start_pooler(dir: &Path, server_port: u16, port: u16, default_pool_size: u32)
     let text = format!(
         "[databases]\napp = host=127.0.0.1 port={server_port} dbname=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
          listen_port = {port}\nunix_socket_dir = {}\nauth_type = scram-sha-256\nauth_file = {}\nadmin_users = app\n\
-         pool_mode = transaction\ndefault_pool_size = {default_pool_size}\nserver_login_retry = 1\n",
+         pool_mode = transaction\nserver_login_retry = 1\nlogfile = {}\n{settings}",
         dir.display(),
-        userlist.display()
+        userlist.display(),
+        log_file(dir).display()
     );
     std::fs::write(&ini, text).expect("writable");
     let child = as_daemon(&binary).arg("-q").arg(&ini).spawn().expect("the pooler starts");
