@@ -18,8 +18,8 @@ PLAIN_USERLIST = {name: password for name, (password, _, _) in ROLES.items()} | 
 
 
 def source_binary():
-    """The daemon to test: PGBOUNCER_BIN, else our release build."""
-    return Path(os.environ.get("PGBOUNCER_BIN") or system.REPO / "target/release/pgbouncer").resolve()
+    """The daemon to test: PGBOUNCER_BIN, else our build with assertions, as ./test makes it."""
+    return Path(os.environ.get("PGBOUNCER_BIN") or system.REPO / "target/debug/pgbouncer").resolve()
 
 
 class Binary:
@@ -28,7 +28,7 @@ class Binary:
     def __init__(self, directory):
         source = source_binary()
         if not source.exists():
-            raise RuntimeError(f"{source} does not exist; build it (cargo build --release) or set PGBOUNCER_BIN")
+            raise RuntimeError(f"{source} does not exist; build it (cargo build) or set PGBOUNCER_BIN")
         self.path = directory / "pgbouncer"
         shutil.copy(source, self.path)
         self.path.chmod(0o755)
