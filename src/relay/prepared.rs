@@ -18,6 +18,12 @@ pub struct Statement {
 }
 
 impl Statement {
+    /// A statement that no client has, under the one name that is never given away.
+    #[must_use]
+    pub fn spare(tail: &[u8]) -> Self {
+        Self { number: 0, name: b"PGBOUNCER_0".as_slice().into(), tail: tail.into() }
+    }
+
     /// Appends the Parse message that creates the statement under its server-side name.
     pub fn parse_message(&self, out: &mut Vec<u8>) {
         parse_message(out, &self.name, &self.tail);

@@ -351,10 +351,28 @@ impl Upstream<'_, '_> {
     fn duplicate(&mut self, name: &[u8], tail: &[u8], known: Arc<Statement>) {
         let line = format!("prepared statement '{}' was already prepared", String::from_utf8_lossy(name));
         self.ctx.log.push(LogLine::error(line));
-        self.ensure(&known);
-        self.out.own(|own| parse_message(own, &known.name, tail));
-        let undo = Undo::Duplicate { name: name.into(), statement: known };
+        let refused = if self.server.statements.contains(&known) || !self.in_failed_transaction() {
+            self.ensure(&known);
+            known
+        } else {
+            self.send_spare(tail)
+        };
+        self.out.own(|own| parse_message(own, &refused.name, tail));
+        let undo = Undo::Duplicate { name: name.into(), statement: refused };
         self.server.outstanding.push_with(Request::Parse, Give::Forward, undo);
+    }
+
+    /// Prepares a statement under a name kept for this, so that the same Parse once more is refused for its name and
+    /// nothing else: what the client's name stands for cannot be prepared in a transaction that has failed.
+    fn send_spare(&mut self, tail: &[u8]) -> Arc<Statement> {
+        let spare = Arc::new(Statement::spare(tail));
+        self.out.own(|own| {
+            close_statement(own, &spare.name);
+            spare.parse_message(own);
+        });
+        self.server.outstanding.push(Request::Close, Give::Skip);
+        self.server.outstanding.push(Request::Parse, Give::Skip);
+        spare
     }
 
     /// Notes in the log that the client never prepared what it names; the server is to tell the client.
@@ -387,12 +405,7 @@ impl Upstream<'_, '_> {
 
     /// Sends a Close of our own.
     fn drop_from_server(&mut self, statement: &Arc<Statement>) {
-        self.out.own(|own| {
-            encode::message(own, fe::CLOSE, |body| {
-                body.push(b'S');
-                encode::cstr(body, &statement.name);
-            });
-        });
+        self.out.own(|own| close_statement(own, &statement.name));
         self.server.statements.remove(statement);
         self.server.outstanding.push_with(Request::Close, Give::Skip, Undo::Evicted { statement: statement.clone() });
     }
@@ -496,6 +509,14 @@ impl Upstream<'_, '_> {
     fn unreadable(&mut self, tag: char) -> Disconnect {
         unreadable(tag, self.ctx.log)
     }
+}
+
+/// Appends a Close of a statement.
+fn close_statement(out: &mut Vec<u8>, name: &[u8]) {
+    encode::message(out, fe::CLOSE, |body| {
+        body.push(b'S');
+        encode::cstr(body, name);
+    });
 }
 
 /// The name in a Describe or Close of a named statement; `None` for portals and the unnamed statement.

@@ -196,6 +196,24 @@ def test_in_a_failed_transaction_a_parse_is_refused_as_by_postgresql(one, pg):
 
 
 @pytest.mark.ours
+@pytest.mark.parametrize("text, code", [("SELEC", "42601"), ("SELECT 9", "25P02"), ("ROLLBACK", "42P05")])
+def test_a_name_given_twice_in_a_failed_transaction(make_pooler, text, code):
+    """The server does not have what the name stands for, and cannot be given it."""
+    pooler = make_pooler(ini={"default_pool_size": 1, "max_prepared_statements": 1})
+    with pooler.login() as a:
+        send(a, parse("s", "SELECT 1"))
+        send(a, parse("t", "SELECT 2"))
+        a.query("BEGIN")
+        a.ask("SELECT 1/0")
+        for _ in range(2):
+            error = send(a, parse("s", text)).error
+            assert error["C"] == code
+            assert code != "42P05" or error["M"] == 'prepared statement "s" already exists'
+        a.query("ROLLBACK")
+        assert send(a, bind("", "s"), execute()).value == "1"
+
+
+@pytest.mark.ours
 def test_the_end_of_a_batch_is_told_when_a_parse_of_ours_was_refused(make_pooler):
     """The server lacks the statement, and its transaction has failed."""
     pooler = make_pooler(ini={"default_pool_size": 1, "max_prepared_statements": 1})
