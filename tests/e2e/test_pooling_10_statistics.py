@@ -114,7 +114,8 @@ def test_times_include_the_waiting_for_a_server(counting):
 
 
 def test_a_query_that_only_waited_counts(counting):
-    pooler, wire = counting(default_pool_size=1, query_wait_timeout=1)
+    pooler, wire = counting(default_pool_size=1)
+    pooler.admin("SET query_wait_timeout = 1")
     with pooler.login() as waiter:
         wire.query("BEGIN")
         with Counting(pooler) as counted:
@@ -136,6 +137,7 @@ def test_assignments(counting):
     assert counted["server_assignment_count"] == 5
 
 
+@pytest.mark.since("1.25")
 def test_received_are_bytes_of_forwarded_client_messages(counting):
     pooler, wire = counting()
     for data, readies in ((query("SELECT 1 -- " + "x" * 5000), 1), (batch("SELECT 1") * 3, 3), (message("d", b"late") + query("SELECT 1"), 1)):

@@ -20,6 +20,7 @@ def pid(wire):
 # --- 1. objects ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.since("1.25")
 def test_1_auto_entries_are_idle_then_dropped_unless_they_are_used_again(make_pooler, pg):
     pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"}, ini={"autodb_idle_timeout": 1, "server_idle_timeout": 1})
 
@@ -78,6 +79,7 @@ def test_1_ids_count_up_and_are_never_reused(make_pooler):
     assert len(set(seen)) == len(seen) and seen[0] == min(seen)
 
 
+@pytest.mark.since("1.25")
 def test_1_the_forced_users_pool_size_counts_and_not_the_login_users(make_pooler, pg):
     databases = {"p0": {"host": "127.0.0.1", "port": pg.port, "dbname": "p0", "user": "app", "password": "app-secret"}}
     pooler = make_pooler(databases=databases, ini={"default_pool_size": 5}, users={"app": {"pool_mode": "session"}, "app2": {"pool_mode": "statement"}})
@@ -121,6 +123,7 @@ def test_3_2_timeouts_of_a_login_that_waits(make_pooler, setting, text):
 # --- 4. getting a server -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.since("1.25")
 def test_4_1_queueing_while_servers_are_waited_for_at_shutdown(make_pooler):
     pooler = make_pooler()
     with pooler.login() as wire, pooler.login() as holder:
@@ -140,7 +143,7 @@ def test_4_3_connections_are_opened_one_after_another(make_pooler, pg):
 
     with Gate(pg.port) as gate:
         databases = {"p0": {"host": "127.0.0.1", "port": gate.port, "dbname": "p0"}}
-        pooler = make_pooler(databases=databases, ini={"default_pool_size": 5})
+        pooler = make_pooler(databases=databases, ini={"default_pool_size": 5, "server_tls_sslmode": "disable"})
         clients = [pooler.login() for _ in range(4)]
         begin(clients[0])
         gate.shut = True
@@ -161,6 +164,7 @@ def test_4_3_server_login_retry_counts_from_the_start_of_the_attempt(make_pooler
         assert 1.5 < time.monotonic() - since < 3.5
 
 
+@pytest.mark.since("1.25")
 def test_4_3_pool_size_of_zero_is_unlimited(make_pooler):
     pooler = make_pooler(ini={"default_pool_size": 0})
     clients = [pooler.login() for _ in range(6)]
@@ -169,6 +173,7 @@ def test_4_3_pool_size_of_zero_is_unlimited(make_pooler):
     assert pooler.pool()["sv_active"] == 6
 
 
+@pytest.mark.since("1.25")
 def test_4_3_one_refused_attempt_ends_all_waiting_logins_with_the_servers_words(make_pooler, pg):
     databases = {"absent": {"host": "127.0.0.1", "port": pg.port, "dbname": "absent"}}
     pooler = make_pooler(databases=databases)
@@ -183,6 +188,7 @@ def test_4_3_one_refused_attempt_ends_all_waiting_logins_with_the_servers_words(
     assert pooler.log().count("server login failed: FATAL") == 1
 
 
+@pytest.mark.since("1.25")
 def test_4_3_a_server_that_will_soon_be_ready_is_waited_for(make_pooler):
     """SQLSTATE 57P03 ends nobody."""
     from test_servers import scripted

@@ -10,6 +10,8 @@ from support.system import until
 from support.wire import SYNC, Closed, ServerError, bind, close, cstr, describe, execute, message, parse, query
 from test_servers import AUTH_OK, scripted
 
+pytestmark = pytest.mark.since("1.25")
+
 READY = b"Z\0\0\0\5I"
 PARAMETERS = b"".join(message("S", cstr(name) + cstr(value)) for name, value in [
     ("client_encoding", "UTF8"), ("DateStyle", "ISO, MDY"), ("TimeZone", "UTC"), ("standard_conforming_strings", "on"),

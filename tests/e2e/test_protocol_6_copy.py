@@ -15,6 +15,8 @@ from support.slicer import send_cut
 from support.system import holds, until
 from support.wire import FLUSH, SYNC, Wire, bind, close, cstr, describe, execute, message, parse, query, startup_packet
 
+pytestmark = pytest.mark.since("1.25")
+
 GOOD, BAD = message("d", b"1\n"), message("d", b"no number\n")
 DONE, FAIL = message("c"), message("f", cstr("given up"))
 COPY = "COPY copy6 FROM STDIN"

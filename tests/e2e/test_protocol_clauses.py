@@ -8,6 +8,8 @@ from support.system import until
 from support.wire import ServerError, cstr, message, query
 from test_servers import scripted
 
+pytestmark = pytest.mark.since("1.25")
+
 
 # --- 1. errors of our own ------------------------------------------------------------------------------------------------------
 
