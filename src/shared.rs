@@ -396,6 +396,8 @@ pub struct Shared {
     pub clients: AtomicUsize,
     /// Sockets that are not logged in.
     pub login_clients: AtomicUsize,
+    /// The TCP listeners are not closed yet.
+    pub accepts_tcp: AtomicBool,
     /// Console connections.
     pub console_clients: AtomicUsize,
     next_socket: AtomicU64,
@@ -438,6 +440,7 @@ impl Shared {
             cancel_keys: Mutex::default(),
             clients: AtomicUsize::new(0),
             login_clients: AtomicUsize::new(0),
+            accepts_tcp: AtomicBool::new(true),
             console_clients: AtomicUsize::new(0),
             next_socket: AtomicU64::new(0),
             requests,

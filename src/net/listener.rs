@@ -14,7 +14,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::log::Fatal;
 use crate::sys::descriptors::came_with_the_process;
@@ -325,6 +325,26 @@ impl Listeners {
     }
 }
 
+/// Lets a TCP listener that shares its port complete the connections that are being made, and begin no others: those who try
+/// next are left to another process.
+///
+/// # Errors
+/// Those of setsockopt.
+pub fn begin_no_more(listener: BorrowedFd<'_>) -> io::Result<()> {
+    const FLAGS_AT: u32 = 13;
+    const SYN: u32 = 2;
+    // load the byte of flags; if SYN is among them drop the packet, else take all of it
+    let drop_syn = [
+        SockFilter::new(0x30, 0, 0, FLAGS_AT),
+        SockFilter::new(0x45, 1, 0, SYN),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+        SockFilter::new(0x06, 0, 0, 0),
+    ];
+    SockRef::from(&listener).attach_filter(&drop_syn)?;
+    // nobody is to be kept from us until he has said something
+    set_tcp_defer_accept(listener, false)
+}
+
 /// Whether accepting can go on after this error; otherwise it pauses, 5 seconds in PgBouncer.
 #[must_use]
 pub fn accept_error_is_transient(error: &io::Error) -> bool {
@@ -521,6 +541,18 @@ mod tests {
         assert!(listed.lines().any(|l| l.ends_with(&format!(" {dir_name}/.s.PGSQL.24571"))));
         unix.unlink();
         assert_eq!(refuse_used_unix_socket(&dir_name, 24_571), Ok(()));
+    }
+
+    #[test]
+    fn a_listener_that_begins_no_more_keeps_what_it_has() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let early = TcpStream::connect(addr).unwrap();
+        begin_no_more(listener.as_fd()).unwrap();
+        let late = TcpStream::connect_timeout(&addr, Duration::from_millis(200)).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        let (_accepted, peer) = listener.accept().unwrap();
+        assert_eq!(peer, early.local_addr().unwrap());
     }
 
     #[test]

@@ -232,7 +232,8 @@ impl Supervisor {
                 }
             }
             ShutdownMode::WaitForClients => {
-                if self.shared.clients.load(Ordering::Relaxed) == 0 {
+                let accepts = self.shared.accepts_tcp.load(Ordering::Relaxed);
+                if !accepts && self.shared.clients.load(Ordering::Relaxed) == 0 {
                     tracing::info!("client connections dropped, exiting");
                     self.exit = Some(Exit::Immediate);
                 }

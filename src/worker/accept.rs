@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry};
 
-use crate::net::listener::accept_error_is_transient;
+use crate::net::listener::{accept_error_is_transient, begin_no_more};
 use crate::net::stream::{Socket, Stream};
 use crate::relay::side::ClientSide;
 use crate::relay::vars::Vars;
@@ -21,6 +21,10 @@ use crate::worker::table::listener_token;
 
 /// How long accepting rests after an error such as too many open files.
 const REST: Micros = Micros::from_secs(5);
+
+/// How long connections that are being made on a shared port have until we close it. With `tcp_defer_accept` that lasts until
+/// the client's first bytes have come. Whoever tries meanwhile tries again after a second, and must not find us then.
+const RETREAT: Micros = Micros::from_millis(700);
 
 /// The listening sockets as the first worker polls them.
 #[derive(Debug)]
@@ -38,6 +42,12 @@ impl Acceptor {
             Some(listener) => registry.register(listener, listener_token(0), Interest::READABLE),
             None => Ok(()),
         }
+    }
+
+    /// Whether other processes are left whoever comes next on our TCP ports.
+    fn retreat(&self) -> bool {
+        let done = self.tcp.iter().map(|listener| begin_no_more(listener.as_fd()));
+        done.fold(true, |all, one| all && one.is_ok())
     }
 
     fn accept(&self, index: usize, port: u16) -> io::Result<Option<Accepted>> {
@@ -145,19 +155,37 @@ impl Worker {
         self.clients.put_back(client);
     }
 
-    /// Closes the TCP listeners for good; the Unix socket stays, for the console. Who waits there has been connected by
+    /// Closes the TCP listeners for good; the Unix socket stays, for the console. Who waits at them has been connected by
     /// the kernel and is let in: closing the listener would reset him.
+    /// A port that others listen on as well is left to them first, so that nobody who is on his way is refused.
     pub(super) fn stop_tcp(&mut self) {
         self.accept_rests_until = None;
-        let listeners = self.acceptor.as_ref().map_or(0, |acceptor| acceptor.tcp.len());
-        for index in 1..=listeners {
-            self.accept(index);
+        let shared_port =
+            self.live.config.settings.so_reuseport && self.acceptor.as_ref().is_some_and(Acceptor::retreat);
+        if shared_port {
+            self.stop_at = Some(self.now + RETREAT);
+            return self.accept_all();
         }
+        self.close_tcp();
+    }
+
+    /// Ends a retreat that has lasted long enough.
+    #[inline]
+    pub(super) fn retreat_ends(&mut self) {
+        if self.stop_at.is_some_and(|at| self.now >= at) {
+            self.close_tcp();
+        }
+    }
+
+    fn close_tcp(&mut self) {
+        self.stop_at = None;
+        self.accept_all();
         let registry = &self.shared.post(self.id).registry;
         if let Some(acceptor) = &mut self.acceptor {
             for mut listener in acceptor.tcp.drain(..) {
                 let _ = registry.deregister(&mut listener);
             }
         }
+        self.shared.accepts_tcp.store(false, Ordering::Relaxed);
     }
 }

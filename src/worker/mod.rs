@@ -87,6 +87,8 @@ pub struct Worker {
     /// The acceptor is with the first worker.
     acceptor: Option<Acceptor>,
     accept_rests_until: Option<Micros>,
+    /// When the TCP listeners are closed, if they are to be.
+    stop_at: Option<Micros>,
     now: Micros,
     clients: Clients,
     places: Places,
@@ -120,6 +122,7 @@ impl Worker {
             poll,
             acceptor,
             accept_rests_until: None,
+            stop_at: None,
             now,
             clients: Clients::new(id),
             places: Places::default(),
@@ -165,6 +168,7 @@ impl Worker {
                 self.guarded(|worker| worker.turn(client));
                 self.obey_local();
             }
+            self.guarded(Self::retreat_ends);
             self.guarded(Self::sweep_slice);
             self.obey_local();
         }
@@ -174,7 +178,8 @@ impl Worker {
         if !self.again.is_empty() || self.sweep_next.is_some() {
             return Duration::ZERO;
         }
-        Duration::from_micros(self.sweep_at.since(Clock::now()).0)
+        let due = self.stop_at.map_or(self.sweep_at, |at| at.min(self.sweep_at));
+        Duration::from_micros(due.since(Clock::now()).0)
     }
 
     /// Runs a turn; a panic in it costs its client and server, nothing else.
