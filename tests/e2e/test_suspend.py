@@ -56,6 +56,7 @@ def test_nobody_is_accepted_meanwhile(pooler, console):
         assert late.query("SELECT 1").value == "1"
 
 
+@pytest.mark.ours
 def test_whoever_waits_is_served_first(make_pooler):
     """A client in a transaction holds the only server: it goes on until it has given the server back."""
     pooler = make_pooler(ini={"default_pool_size": 1})
@@ -125,6 +126,7 @@ def test_unused_servers_that_are_to_be_checked_are_closed(make_pooler):
         assert a.query("SELECT 2").value == "2"
 
 
+@pytest.mark.ours
 @pytest.mark.parametrize("size", [2, 20])
 def test_again_and_again_under_load(make_pooler, size):
     """Transactions, prepared statements and new connections: none fails."""
@@ -215,6 +217,7 @@ def check_descriptors(pooler):
 
 
 @pytest.mark.skipif(as_daemon_user() == {}, reason="test_descriptors_here does it")
+@pytest.mark.ours
 def test_descriptors_come_with_their_rows(pooler):
     """In a child process, for only the daemon's own user gets them."""
     child = os.fork()

@@ -76,6 +76,7 @@ def fresh_connections(pooler):
     return work
 
 
+@pytest.mark.ours
 def test_five_times_under_load(plain):
     """Short transactions on old connections and on new ones: none fails."""
     plain.ini["default_pool_size"] = 5
@@ -161,6 +162,7 @@ def test_pipelines_go_on(make_pooler):
         assert wire.result().rows[0][0] == "0"
 
 
+@pytest.mark.ours
 def test_there_and_back_with_pgbouncer(plain, debian):
     """PgBouncer, ours, PgBouncer, ours under a load of short transactions: none fails."""
     ours = plain.binary
@@ -176,6 +178,7 @@ def test_there_and_back_with_pgbouncer(plain, debian):
     assert "suspend_timeout" not in plain.log()
 
 
+@pytest.mark.ours
 @pytest.mark.parametrize("mode", ["transaction", "session"])
 def test_in_the_middle_of_something_with_pgbouncer(plain, debian, mode):
     ours = plain.binary
@@ -251,6 +254,7 @@ def test_a_successor_that_fails_hurts_nobody(plain):
         assert wire.query("SELECT 1").value == "1"
 
 
+@pytest.mark.ours
 def test_daemon_takes_over_from_daemon(plain):
     logfile, pidfile = plain.dir / "pooler.log", plain.dir / "pooler.pid"
     plain.ini["logfile"] = logfile
