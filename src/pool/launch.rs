@@ -136,6 +136,16 @@ impl<S, R: Clone> Pools<S, R> {
         released
     }
 
+    /// A connection logged in and went before anybody could have it. The next attempt need not wait.
+    pub fn lost_after_login(&mut self, server: ServerId, now: Micros) {
+        if let Some(state) = self.servers.get(server) {
+            let pool = &mut self.pools[state.pool];
+            pool.connect_failed = false;
+            pool.login_failed = None;
+        }
+        self.gone(server, now);
+    }
+
     /// A connection that a predecessor had opened; `link_inherited` or `park_inherited` says what it is doing.
     pub fn inherit(&mut self, pool: PoolId, home: WorkerId, address: Option<Address>, now: Micros) -> ServerId {
         let server = self.enlist(pool, LaunchKind::Login, home, now);

@@ -243,6 +243,18 @@ fn s4_3_one_connection_is_opened_at_a_time_and_no_more_than_pool_size() {
 }
 
 #[test]
+fn s4_3_a_server_that_goes_right_after_its_login_holds_nobody_up() {
+    let mut bench = Bench::new(|_| {});
+    let pool = bench.attach("db", "ann");
+    bench.queue((client(1, 0), pool));
+    let server = bench.launched().expect("it asks for a server");
+    bench.pools.lost_after_login(server, bench.now);
+    let next = bench.launched().expect("the next one at once");
+    assert_ne!(next, server);
+    bench.queue((client(2, 0), pool));
+}
+
+#[test]
 fn s4_3_after_a_failure_the_next_attempt_waits_for_server_login_retry() {
     let mut bench = Bench::new(|_| {});
     let pool = bench.attach("db", "ann");

@@ -646,9 +646,8 @@ impl Worker {
 
     /// The server is ready: the pools take it.
     fn opened(&mut self, opening: Box<Opening>) {
-        if !opening.received.is_empty() {
-            // It goes on talking without being asked: nobody is given such a connection.
-            return self.opening_failed(*opening, Failed::connect("unknown pkt from server"));
+        if let Some(&tag) = opening.received.first() {
+            return self.opened_and_lost(*opening, tag);
         }
         let opening = *opening;
         let replication = opening.replication();
@@ -672,6 +671,22 @@ impl Worker {
         });
         let (id, home, now) = (server.me, self.id, self.now);
         self.pools_release(|broker| broker.pools.logged_in(id, server, reply, home, now));
+    }
+
+    /// The server goes on talking without being asked: nobody is given such a connection. If it ends itself, as one that an
+    /// administrator terminates does, or has news, that says nothing against the next login.
+    fn opened_and_lost(&mut self, opening: Opening, tag: u8) {
+        let reason = match tag {
+            be::ERROR_RESPONSE => "server conn crashed?",
+            be::NOTICE_RESPONSE | be::PARAMETER_STATUS | be::NOTIFICATION_RESPONSE => "idle server got dirty",
+            _ => return self.opening_failed(opening, Failed::connect("unknown pkt from server")),
+        };
+        if opening.replication() != Replication::None {
+            return self.opening_failed(opening, Failed::connect(reason));
+        }
+        let (server, now) = (opening.me, self.now);
+        self.close_opening(opening, reason);
+        self.pools(|broker| broker.pools.lost_after_login(server, now));
     }
 
     pub(super) fn opening_timed_out(&mut self, server: ServerId) {
