@@ -46,8 +46,8 @@ impl Acceptor {
 
     /// Whether other processes are left whoever comes next on our TCP ports.
     fn retreat(&self) -> bool {
-        let done = self.tcp.iter().map(|listener| begin_no_more(listener.as_fd()));
-        done.fold(true, |all, one| all && one.is_ok())
+        let failed = self.tcp.iter().filter(|listener| begin_no_more(listener.as_fd()).is_err());
+        failed.count() == 0
     }
 
     fn accept(&self, index: usize, port: u16) -> io::Result<Option<Accepted>> {
