@@ -196,6 +196,8 @@ fn serve(
         .enable_all()
         .max_blocking_threads(usize::from(workers).max(2))
         .thread_name("helper")
+        // a storm of logins must not take the processor from those who are logged in
+        .on_thread_start(sys::priority::stand_back)
         .build()
         .map_err(failed("cannot start the supervisor"))?;
     let shared = Arc::new(Shared::new(

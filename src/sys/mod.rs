@@ -9,6 +9,7 @@ pub mod limits;
 pub mod localtime;
 pub mod pam;
 pub mod pidfile;
+pub mod priority;
 pub mod resolve;
 pub mod service;
 pub mod socket;
