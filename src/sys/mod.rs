@@ -5,6 +5,7 @@
 
 pub mod daemon;
 pub mod descriptors;
+pub mod handshakes;
 pub mod limits;
 pub mod localtime;
 pub mod pam;

@@ -1,5 +1,6 @@
 //! Accepting: new sockets go to the worker with the fewest clients.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,7 @@ use crate::relay::side::ClientSide;
 use crate::relay::vars::Vars;
 use crate::shared::{Accepted, Hold, Message};
 use crate::sys;
+use crate::sys::handshakes;
 use crate::time::Micros;
 use crate::worker::Worker;
 use crate::worker::client::{Client, Login, Phase};
@@ -23,8 +25,24 @@ use crate::worker::table::listener_token;
 const REST: Micros = Micros::from_secs(5);
 
 /// How long connections that are being made on a shared port have until we close it. With `tcp_defer_accept` that lasts until
-/// the client's first bytes have come. Whoever tries meanwhile tries again after a second, and must not find us then.
+/// the client's first bytes have come. Whoever tries meanwhile tries again after a second, and should not find us then.
 const RETREAT: Micros = Micros::from_millis(700);
+
+/// How long those have who were on their way when the retreat began and are still not through after [`RETREAT`].
+const LONGEST_RETREAT: Micros = Micros::from_secs(5);
+
+/// How often is looked whether they are through.
+const LOOK_AGAIN: Micros = Micros::from_millis(100);
+
+/// The last moments of listeners on a port that other processes share.
+#[derive(Debug)]
+pub(super) struct Retreat {
+    pub(super) ends: Micros,
+    gives_up: Micros,
+    port: u16,
+    /// Far ends of the handshakes that were under way when it began.
+    under_way: BTreeSet<String>,
+}
 
 /// The listening sockets as the first worker polls them.
 #[derive(Debug)]
@@ -163,7 +181,10 @@ impl Worker {
         let shared_port =
             self.live.config.settings.so_reuseport && self.acceptor.as_ref().is_some_and(Acceptor::retreat);
         if shared_port {
-            self.stop_at = Some(self.now + RETREAT);
+            let port = self.shared.listen_port;
+            let under_way = handshakes::under_way(port);
+            let (ends, gives_up) = (self.now + RETREAT, self.now + LONGEST_RETREAT);
+            self.retreat = Some(Box::new(Retreat { ends, gives_up, port, under_way }));
             return self.accept_all();
         }
         self.close_tcp();
@@ -172,13 +193,17 @@ impl Worker {
     /// Ends a retreat that has lasted long enough.
     #[inline]
     pub(super) fn retreat_ends(&mut self) {
-        if self.stop_at.is_some_and(|at| self.now >= at) {
-            self.close_tcp();
+        let Some(retreat) = self.retreat.as_mut().filter(|retreat| self.now >= retreat.ends) else { return };
+        let still = handshakes::under_way(retreat.port);
+        retreat.under_way.retain(|far_end| still.contains(far_end));
+        if retreat.under_way.is_empty() || self.now >= retreat.gives_up {
+            return self.close_tcp();
         }
+        retreat.ends = self.now + LOOK_AGAIN;
     }
 
     fn close_tcp(&mut self) {
-        self.stop_at = None;
+        self.retreat = None;
         self.accept_all();
         let registry = &self.shared.post(self.id).registry;
         if let Some(acceptor) = &mut self.acceptor {

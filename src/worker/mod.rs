@@ -87,8 +87,8 @@ pub struct Worker {
     /// The acceptor is with the first worker.
     acceptor: Option<Acceptor>,
     accept_rests_until: Option<Micros>,
-    /// When the TCP listeners are closed, if they are to be.
-    stop_at: Option<Micros>,
+    /// The TCP listeners are about to be closed.
+    retreat: Option<Box<accept::Retreat>>,
     now: Micros,
     clients: Clients,
     places: Places,
@@ -122,7 +122,7 @@ impl Worker {
             poll,
             acceptor,
             accept_rests_until: None,
-            stop_at: None,
+            retreat: None,
             now,
             clients: Clients::new(id),
             places: Places::default(),
@@ -178,7 +178,7 @@ impl Worker {
         if !self.again.is_empty() || self.sweep_next.is_some() {
             return Duration::ZERO;
         }
-        let due = self.stop_at.map_or(self.sweep_at, |at| at.min(self.sweep_at));
+        let due = self.retreat.as_ref().map_or(self.sweep_at, |retreat| retreat.ends.min(self.sweep_at));
         Duration::from_micros(due.since(Clock::now()).0)
     }
 

@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from conftest import REFUSED
 from support.system import daemon_user, until
 from support.wire import SYNC, ServerError, Wire, bind, describe, execute, parse, query
 
@@ -83,14 +82,8 @@ def admin(request, pooler):
     wire.close()
 
 
-def commands(binary):
-    """What ours refuses altogether has tests of its own."""
-    refused = {"SUSPEND"} if binary.ours and "suspend" in REFUSED else set()
-    return [entry for entry in COMMANDS if entry[0] not in refused]
-
-
 def walk(pooler, wire, user):
-    for sql, for_admins, for_stats in commands(pooler.binary):
+    for sql, for_admins, for_stats in COMMANDS:
         result = wire.ask(sql)
         assert said(result) == expected(sql, for_admins, for_stats, user), sql
         assert result.status == "I"
@@ -120,7 +113,7 @@ def test_the_extended_protocol_has_the_same_rights(pooler, user):
     harmless = {"", ";", "BEGIN", "COMMIT", "SELECT 1", "DISCARD ALL", "DEALLOCATE ALL", "SET extra_float_digits = 3"}
     with pooler.login("app", "p1") as client, pooler.console(user) as wire:
         client.query("SELECT 1")
-        for sql, for_admins, for_stats in commands(pooler.binary):
+        for sql, for_admins, for_stats in COMMANDS:
             wire.send(parse("", sql) + bind() + describe("P") + execute() + SYNC)
             result = wire.result()
             if sql in harmless:
