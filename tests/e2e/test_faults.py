@@ -275,7 +275,8 @@ def test_a_thousand_strangers_leave_nothing_behind(start, pg, auth_type):
         knock(1000)
         until(settled, what="strangers are gone")
         assert load.done > done
-        until(lambda: print_.descriptors <= descriptors, what="no descriptor is left")
+        # the pool may have opened what it is allowed to meanwhile
+        until(lambda: print_.descriptors <= descriptors + 3, what="no descriptor is left")
         assert print_.kilobytes <= kilobytes + 2048, f"{print_.kilobytes - kilobytes} kB more"
     until(lambda: agrees(pooler, pg, 0), what="the counts agree")
     assert pooler.alive
