@@ -10,7 +10,8 @@
 //!
 //! `slot.rs` one connection and its states, `pool.rs` one entry and user, `limits.rs` entries and users, `entries.rs` how
 //! they come and go, `release.rs` what becomes of a connection, `launch.rs` when a new one is opened, `upkeep.rs` what a
-//! tick decides, `admin.rs` the console's commands, `cancel.rs` cancel requests, `replication.rs` replication clients, `picture.rs` what SHOW shows.
+//! tick decides, `admin.rs` the console's commands, `cancel.rs` cancel requests, `replication.rs` replication clients,
+//! `picture.rs` what SHOW shows.
 
 mod admin;
 mod api;
