@@ -109,6 +109,26 @@ pub fn settled(client: &ClientSide, server: &ServerSide) -> bool {
         && !client.extra.as_ref().is_some_and(|extra| extra.held)
 }
 
+/// True when a server that was taken over in the middle of something has come to the end of it as far as can be seen, and
+/// has not been asked yet.
+#[must_use]
+pub fn question_is_due(client: &ClientSide, server: &ServerSide) -> bool {
+    server.inherited.as_ref().is_some_and(|inherited| inherited.question.is_empty())
+        && server.tx == TxStatus::Idle
+        && server.outstanding.is_inherited_alone()
+        && server.scan.at_boundary()
+        && client.scan.at_boundary()
+}
+
+/// Asks such a server a question: whatever comes before the answer, which is known by `column`, belongs to what the
+/// predecessor had asked for. `column` must be a name that nobody else asks for.
+pub fn ask(server: &mut ServerSide, column: String, out: &mut Vec<u8>) {
+    let Some(inherited) = &mut server.inherited else { return };
+    encode::query(out, format!("SELECT 1 AS {column}").as_bytes());
+    inherited.question = column.into_bytes();
+    server.outstanding.push(Request::Query, Give::Skip);
+}
+
 /// Gives the client the invented answers that are due; never in the middle of a message of the server.
 #[inline]
 pub(crate) fn give_due(server: &mut ServerSide, back: &mut Out) {

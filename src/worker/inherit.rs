@@ -2,7 +2,7 @@
 //!
 //! Clients go round the workers, and a linked server goes with its client. What a predecessor of ours said about a socket
 //! is used; of any other it is known only that its sockets are between two messages, so that a linked server counts as busy
-//! with anything until it has shown otherwise (`relay::find_out`).
+//! with anything until it has shown otherwise (`Worker::find_out`).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +18,7 @@ use crate::config::{AuthType, PoolMode, effective};
 use crate::net::stream::{Socket, Stream};
 use crate::pool::Address;
 use crate::relay::handover::{Context, Known, adopt_statements, take_client, take_reply, take_server};
+use crate::relay::link::{ask, question_is_due};
 use crate::relay::side::{ClientSide, ServerSide};
 use crate::relay::vars::Vars;
 use crate::shared::{LoginReply, PoolShared, Shared};
@@ -26,9 +27,10 @@ use crate::takeover::State;
 use crate::time::Micros;
 use crate::wire::startup::Replication;
 use crate::worker::Worker;
-use crate::worker::client::{Client, Phase};
+use crate::worker::client::{Client, End, Phase};
 use crate::worker::peer::PeerAddr;
 use crate::worker::picture::TRACKED;
+use crate::worker::relay::crashed;
 use crate::worker::replication::Replicating;
 use crate::worker::server::Server;
 use crate::worker::table::{Place, client_token, server_token};
@@ -79,6 +81,28 @@ fn inherit_reply(shared: &Shared, bytes: &[u8]) {
 }
 
 impl Worker {
+    /// A server taken over in the middle of something counts as a session's. After a ReadyForQuery outside of a transaction
+    /// it is asked a question: whatever comes before the answer belongs to what the predecessor had asked for.
+    #[cold]
+    pub(super) fn find_out(&mut self, client: &mut Client) -> Result<(), End> {
+        let Some(server) = &mut client.server else { return Ok(()) };
+        if server.side.inherited.as_ref().is_some_and(|inherited| inherited.over) {
+            server.side.inherited = None;
+            let pool = server.pool.id;
+            client.mode = self.pools(|broker| broker.pools.pool_mode(pool)).unwrap_or(PoolMode::Session);
+            return self.let_go(client);
+        }
+        if server.stream.is_blocked() || !question_is_due(&client.side, &server.side) {
+            return Ok(());
+        }
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(|_| crashed())?;
+        let column = format!("taken_over_{:016x}", u64::from_be_bytes(random));
+        let mut out = Vec::new();
+        ask(&mut server.side, column, &mut out);
+        server.stream.write_bytes(&out).map_err(|_| crashed())
+    }
+
     fn inherit_client(&mut self, (row, fd): Row, server: Option<Row>, state: &State, known: &Known) {
         let Some((mut client, input)) = self.inherited_client(&row, fd, state, known) else {
             // its database or user is gone: so is the client

@@ -134,7 +134,7 @@ impl Worker {
 
     /// Gives the server back if nothing ties it to the client any more.
     #[inline]
-    fn let_go(&mut self, client: &mut Client) -> Result<(), End> {
+    pub(super) fn let_go(&mut self, client: &mut Client) -> Result<(), End> {
         let Some(server) = &client.server else { return Ok(()) };
         if client.mode == PoolMode::Session {
             return if server.side.inherited.is_none() { Ok(()) } else { self.find_out(client) };
@@ -156,36 +156,6 @@ impl Worker {
             self.release(server, false);
         }
         Ok(())
-    }
-
-    /// A server taken over in the middle of something counts as a session's. After a ReadyForQuery outside of a transaction
-    /// it is asked a question: whatever comes before the answer belongs to what the predecessor had asked for.
-    #[cold]
-    fn find_out(&mut self, client: &mut Client) -> Result<(), End> {
-        let Some(server) = &mut client.server else { return Ok(()) };
-        let Some(inherited) = &mut server.side.inherited else { return Ok(()) };
-        if inherited.over {
-            server.side.inherited = None;
-            let pool = server.pool.id;
-            client.mode = self.pools(|broker| broker.pools.pool_mode(pool)).unwrap_or(PoolMode::Session);
-            return self.let_go(client);
-        }
-        let between = server.side.tx == TxStatus::Idle
-            && server.side.outstanding.is_inherited_alone()
-            && server.side.scan.at_boundary()
-            && client.side.scan.at_boundary()
-            && !server.stream.is_blocked();
-        if !between || !inherited.question.is_empty() {
-            return Ok(());
-        }
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(|_| crashed())?;
-        let column = format!("taken_over_{:016x}", u64::from_be_bytes(random));
-        let mut out = Vec::new();
-        encode::query(&mut out, format!("SELECT 1 AS {column}").as_bytes());
-        inherited.question = column.into_bytes();
-        server.side.outstanding.push(Request::Query, Give::Skip);
-        server.stream.write_bytes(&out).map_err(|_| crashed())
     }
 
     /// Hands a clean server back to the pools.
@@ -615,7 +585,7 @@ fn gone() -> End {
 }
 
 /// The server's socket is gone.
-fn crashed() -> End {
+pub(super) fn crashed() -> End {
     End::both(Disconnect::fatal("server conn crashed?"))
 }
 

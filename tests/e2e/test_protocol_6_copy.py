@@ -6,13 +6,13 @@ Where it can be, the same bytes go to PostgreSQL directly, and every reply must 
 import random
 import socket
 import struct
-import threading
 
 import pytest
 
 from support.postgres import ROLES
 from support.slicer import send_cut
 from support.system import holds, until
+from support.way import in_background, pump, serve, shut
 from support.wire import FLUSH, SYNC, Wire, bind, close, cstr, describe, execute, message, parse, query, startup_packet
 
 pytestmark = pytest.mark.since("1.25")
@@ -219,27 +219,12 @@ class CutShort:
         self._target, self.limit = target, None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
+        serve(self._listener, self._join)
 
-    def _serve(self):
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            threading.Thread(target=self._pass, args=(near, far), daemon=True).start()
-            threading.Thread(target=self._answer, args=(far, near), daemon=True).start()
-
-    @staticmethod
-    def _pass(source, sink):
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass
-        finally:
-            sink.close()
+    def _join(self, near):
+        far = socket.create_connection(("127.0.0.1", self._target))
+        in_background(pump, near, far)
+        in_background(self._answer, far, near)
 
     def _answer(self, source, sink):
         """The login passes whole: it ends with the first ReadyForQuery."""
@@ -258,12 +243,7 @@ class CutShort:
                     break
         except OSError:
             pass
-        for sock in (source, sink):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            sock.close()
+        shut(source, sink)
 
     def __enter__(self):
         return self

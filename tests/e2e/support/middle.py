@@ -3,8 +3,8 @@
 import socket
 import ssl
 import struct
-import threading
 
+from .way import in_background, pump, serve
 from .wire import SSL_REQUEST
 
 SSL_PACKET = struct.pack("!II", 8, SSL_REQUEST)
@@ -22,15 +22,7 @@ class Middleman:
         self._far.check_hostname, self._far.verify_mode = False, ssl.CERT_NONE
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self):
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._join, args=(sock,), daemon=True).start()
+        serve(self._listener, lambda sock: in_background(self._join, sock))
 
     def _join(self, sock):
         try:
@@ -44,21 +36,8 @@ class Middleman:
         except (OSError, AssertionError):
             sock.close()
             return
-        for pair in ((near, far), (far, near)):
-            threading.Thread(target=self._pass, args=pair, daemon=True).start()
-
-    @staticmethod
-    def _pass(source, sink):
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass
-        for sock in (source, sink):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        in_background(pump, near, far)
+        in_background(pump, far, near)
 
     def __enter__(self):
         return self

@@ -5,10 +5,10 @@ import random
 import socket
 import struct
 import termios
-import threading
 import time
 
 from . import system
+from .way import in_background, pump, serve
 
 # Of long data only this much at both ends is cut small; the middle goes as one piece.
 END = 1000
@@ -50,31 +50,16 @@ class Slicer:
         self._listener.bind(str(path))
         path.chmod(0o777)
         self._listener.listen(16)
-        threading.Thread(target=self._serve, daemon=True).start()
+        serve(self._listener, self._join)
 
-    def _serve(self):
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for pair in ((near, far), (far, near)):
-                dice = random.Random(self._dice.random())
-                threading.Thread(target=self._pass, args=(*pair, dice), daemon=True).start()
+    def _join(self, near):
+        far = socket.create_connection(("127.0.0.1", self._target))
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for pair in ((near, far), (far, near)):
+            in_background(self._pass, *pair, random.Random(self._dice.random()))
 
     def _pass(self, source, sink, dice):
-        try:
-            while data := source.recv(65536):
-                send_cut(sink, data, dice, self._largest)
-        except OSError:
-            pass
-        for sock in (source, sink):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        pump(source, sink, lambda data: send_cut(sink, data, dice, self._largest))
 
     def __enter__(self):
         return self
