@@ -264,5 +264,5 @@ fn acceptor(listeners: &Listeners) -> std::io::Result<Acceptor> {
         .unix
         .as_ref()
         .map(|unix| Ok::<_, std::io::Error>(mio::net::UnixListener::from_std(unix.socket.try_clone()?)));
-    Ok(Acceptor { tcp: tcp.collect::<std::io::Result<_>>()?, unix: unix.transpose()? })
+    Ok(Acceptor { tcp: tcp.collect::<std::io::Result<_>>()?, unix: unix.transpose()?, retreats: false })
 }

@@ -14,13 +14,13 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::log::Fatal;
 use crate::sys::descriptors::came_with_the_process;
 use crate::sys::error_text;
 use crate::sys::resolve;
-use crate::sys::socket::set_tcp_defer_accept;
+use crate::sys::socket::{set_least_hops, set_tcp_defer_accept};
 use crate::sys::user::find_group;
 
 /// The number of the first descriptor that a service manager passes.
@@ -326,23 +326,21 @@ impl Listeners {
 }
 
 /// Lets a TCP listener that shares its port complete the connections that are being made, and begin no others: those who try
-/// next are left to another process.
+/// next are left to another process. What it accepts from now on is to be given to [`began_before`].
 ///
 /// # Errors
 /// Those of setsockopt.
 pub fn begin_no_more(listener: BorrowedFd<'_>) -> io::Result<()> {
-    const FLAGS_AT: u32 = 13;
-    const SYN: u32 = 2;
-    // load the byte of flags; if SYN is among them drop the packet, else take all of it
-    let drop_syn = [
-        SockFilter::new(0x30, 0, 0, FLAGS_AT),
-        SockFilter::new(0x45, 1, 0, SYN),
-        SockFilter::new(0x06, 0, 0, u32::MAX),
-        SockFilter::new(0x06, 0, 0, 0),
-    ];
-    SockRef::from(&listener).attach_filter(&drop_syn)?;
+    let ipv6 = SockRef::from(&listener).local_addr()?.is_ipv6();
+    set_least_hops(listener, u8::MAX, ipv6)?;
     // nobody is to be kept from us until he has said something
     set_tcp_defer_accept(listener, false)
+}
+
+/// A connection accepted from a listener that begins no more has inherited its deafness.
+pub fn began_before(accepted: BorrowedFd<'_>) {
+    let ipv6 = SockRef::from(&accepted).local_addr().is_ok_and(|addr| addr.is_ipv6());
+    let _ = set_least_hops(accepted, 0, ipv6);
 }
 
 /// Whether accepting can go on after this error; otherwise it pauses, 5 seconds in PgBouncer.
@@ -398,7 +396,7 @@ fn apply(fd: BorrowedFd<'_>, tcp: &TcpOptions) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::os::unix::net::UnixStream;
 
@@ -543,16 +541,26 @@ mod tests {
         assert_eq!(refuse_used_unix_socket(&dir_name, 24_571), Ok(()));
     }
 
+    /// The early one has not even said anything yet, for which the listener waits.
     #[test]
     fn a_listener_that_begins_no_more_keeps_what_it_has() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
-        let early = TcpStream::connect(addr).unwrap();
-        begin_no_more(listener.as_fd()).unwrap();
-        let late = TcpStream::connect_timeout(&addr, Duration::from_millis(200)).unwrap_err();
-        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-        let (_accepted, peer) = listener.accept().unwrap();
-        assert_eq!(peer, early.local_addr().unwrap());
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(address) else { continue };
+            set_tcp_defer_accept(&listener, true).unwrap();
+            let addr = listener.local_addr().unwrap();
+            let mut early = TcpStream::connect(addr).unwrap();
+            begin_no_more(listener.as_fd()).unwrap();
+            let late = TcpStream::connect_timeout(&addr, Duration::from_millis(200)).unwrap_err();
+            assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+            early.write_all(b"x").unwrap();
+            let (mut accepted, peer) = listener.accept().unwrap();
+            assert_eq!(peer, early.local_addr().unwrap());
+            began_before(accepted.as_fd());
+            early.write_all(b"y").unwrap();
+            let mut said = [0; 2];
+            accepted.read_exact(&mut said).unwrap();
+            assert_eq!(&said, b"xy");
+        }
     }
 
     #[test]

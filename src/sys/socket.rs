@@ -36,18 +36,24 @@ pub fn has_input(socket: impl AsFd) -> bool {
 /// # Errors
 /// Those of setsockopt.
 pub fn set_tcp_defer_accept(socket: impl AsFd, on: bool) -> io::Result<()> {
-    let value = libc::c_int::from(on);
+    set_int(&socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, libc::c_int::from(on))
+}
+
+/// Lets a socket ignore packets that may pass fewer routers than this; 0 takes all. No sender in use begins with the
+/// largest, 255. A handshake that has begun is not the listener's any more and goes on (ip(7), `IP_MINTTL`).
+///
+/// # Errors
+/// Those of setsockopt.
+pub fn set_least_hops(socket: impl AsFd, hops: u8, ipv6: bool) -> io::Result<()> {
+    let (level, name) =
+        if ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT) } else { (libc::IPPROTO_IP, libc::IP_MINTTL) };
+    set_int(&socket, level, name, libc::c_int::from(hops))
+}
+
+fn set_int(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).expect("an int's size is small");
     // SAFETY: pointer and length describe `value`, which lives through the call.
-    let code = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_DEFER_ACCEPT,
-            (&raw const value).cast(),
-            len,
-        )
-    };
+    let code = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), len) };
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use mio::net::{TcpListener, UnixListener};
 use mio::{Interest, Registry};
 
-use crate::net::listener::{accept_error_is_transient, begin_no_more};
+use crate::net::listener::{accept_error_is_transient, began_before, begin_no_more};
 use crate::net::stream::{Socket, Stream};
 use crate::relay::side::ClientSide;
 use crate::relay::vars::Vars;
@@ -49,6 +49,8 @@ pub(super) struct Retreat {
 pub struct Acceptor {
     pub tcp: Vec<TcpListener>,
     pub unix: Option<UnixListener>,
+    /// The TCP listeners begin no more connections.
+    pub retreats: bool,
 }
 
 impl Acceptor {
@@ -63,15 +65,24 @@ impl Acceptor {
     }
 
     /// Whether other processes are left whoever comes next on our TCP ports.
-    fn retreat(&self) -> bool {
-        let failed = self.tcp.iter().filter(|listener| begin_no_more(listener.as_fd()).is_err());
-        failed.count() == 0
+    fn retreat(&mut self) -> bool {
+        for listener in &self.tcp {
+            if let Err(error) = begin_no_more(listener.as_fd()) {
+                tracing::warn!("cannot leave the port to others: {}", sys::error_text(&error));
+                return false;
+            }
+            self.retreats = true;
+        }
+        self.retreats
     }
 
     fn accept(&self, index: usize, port: u16) -> io::Result<Option<Accepted>> {
         if let Some(tcp) = index.checked_sub(1) {
             let Some(listener) = self.tcp.get(tcp) else { return Ok(None) };
             let (socket, addr) = listener.accept()?;
+            if self.retreats {
+                began_before(socket.as_fd());
+            }
             return Ok(Some(Accepted { socket: Socket::Tcp(socket), peer: PeerAddr::Tcp(addr) }));
         }
         let Some(listener) = &self.unix else { return Ok(None) };
@@ -179,7 +190,7 @@ impl Worker {
     pub(super) fn stop_tcp(&mut self) {
         self.accept_rests_until = None;
         let shared_port =
-            self.live.config.settings.so_reuseport && self.acceptor.as_ref().is_some_and(Acceptor::retreat);
+            self.live.config.settings.so_reuseport && self.acceptor.as_mut().is_some_and(Acceptor::retreat);
         if shared_port {
             let port = self.shared.listen_port;
             let under_way = handshakes::under_way(port);
