@@ -18,6 +18,7 @@ use crate::config::CONSOLE_DATABASE;
 use crate::log::Fatal;
 use crate::net::listener::{self, Listeners};
 use crate::sys;
+use crate::sys::stopping::StopSignals;
 use crate::wire::encode;
 use crate::wire::fields::{ErrorFields, split_cstr};
 use crate::wire::scan::{HEADER_LEN, Item, Scanner};
@@ -62,9 +63,10 @@ pub fn begin(dir: &str, port: u16) -> Result<Option<Takeover>, Fatal> {
     if dir.starts_with('@') {
         return Err(Fatal("cannot reboot with abstract Unix socket".to_owned()));
     }
+    let signals = StopSignals::hold().map_err(|e| broken(&e))?;
     tracing::info!("takeover_init: launching connection");
     let path = listener::unix_socket_path(dir, port);
-    let mut console = Console::connect(&path, port).map_err(|e| broken(&e))?;
+    let mut console = Console::connect(&path, port, signals).map_err(|e| broken(&e))?;
     console.login()?;
     let ours = console.is_ours()?;
     tracing::info!("{}login OK, sending SUSPEND", console.prefix);
@@ -115,7 +117,7 @@ impl Takeover {
         if !pidfile.is_empty() {
             tracing::info!("waiting for old pidfile to go away");
             while Path::new(pidfile).exists() {
-                std::thread::sleep(PIDFILE_EVERY);
+                self.console.signals.wait_for(PIDFILE_EVERY).map_err(|e| broken(&e))?;
             }
         }
         tracing::info!("old process killed, resuming work");
@@ -143,15 +145,16 @@ struct Console {
     prefix: String,
     received: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
+    signals: StopSignals,
 }
 
 impl Console {
-    fn connect(path: &Path, port: u16) -> std::io::Result<Self> {
+    fn connect(path: &Path, port: u16, signals: StopSignals) -> std::io::Result<Self> {
         let socket = UnixStream::connect(path)?;
         let known = sys::socket::peer_credentials(&socket).ok();
         let addr = PeerAddr::Unix { pid: known.map(|peer| peer.pid), uid: known.map(|peer| peer.uid), port };
         let prefix = format!("S-{:#x}: {CONSOLE_DATABASE}/{CONSOLE_DATABASE}@{addr} ", socket_ptr(0));
-        Ok(Self { socket, prefix, received: Vec::new(), descriptors: VecDeque::new() })
+        Ok(Self { socket, prefix, received: Vec::new(), descriptors: VecDeque::new(), signals })
     }
 
     fn login(&mut self) -> Result<(), Fatal> {
@@ -242,6 +245,7 @@ impl Console {
         let mut buffer = [0; 32 * 1024];
         let mut fds = Vec::new();
         loop {
+            self.signals.wait_readable(self.socket.as_fd()).map_err(|e| broken(&e))?;
             match sys::descriptors::receive(self.socket.as_fd(), &mut buffer, &mut fds) {
                 Ok(n) => {
                     self.descriptors.extend(fds);
@@ -273,5 +277,8 @@ fn nonsense() -> Fatal {
 }
 
 fn broken(error: &std::io::Error) -> Fatal {
+    if error.kind() == std::io::ErrorKind::Interrupted {
+        return Fatal("takeover was in progress, going down immediately".to_owned());
+    }
     Fatal(format!("connection to old process: {}", sys::error_text(error)))
 }

@@ -14,6 +14,7 @@ pub mod priority;
 pub mod resolve;
 pub mod service;
 pub mod socket;
+pub mod stopping;
 pub mod syslog;
 pub mod user;
 

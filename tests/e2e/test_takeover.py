@@ -223,6 +223,105 @@ def test_scram_keys_are_handed_over(plain, debian, pg):
         assert wire.query("SELECT 3").value == "3"
 
 
+@pytest.mark.ours
+def test_a_fetched_user_is_handed_over(make_pooler, pg):
+    """No file knows the user: that new servers can log in is due to the keys in the row, and in PgBouncer's columns."""
+    pg.sql("SET password_encryption = 'scram-sha-256'")
+    pg.sql("DROP ROLE IF EXISTS handedover")
+    pg.sql("CREATE ROLE handedover LOGIN PASSWORD 'over'")
+    with open(pg.data / "pg_hba.conf", "a") as hba:
+        hba.write("host all handedover 127.0.0.0/8 scram-sha-256\n")
+    pg.sql("SELECT pg_reload_conf()")
+    pooler = make_pooler(ini={"auth_type": "scram-sha-256", "auth_user": "admin"})
+    with pooler.login("handedover", password="over") as wire:
+        for n in range(3):
+            reboot(pooler)
+            pooler.admin("RECONNECT")
+            until(lambda: pooler.pool("p0", "handedover")["sv_idle"] == 0)
+            assert wire.query(f"SELECT current_user || {n}").value == f"handedover{n}"
+
+
+@pytest.mark.ours
+def test_hundreds_of_clients_of_four_workers(make_pooler):
+    """Idle ones, waiting ones, and ones in transactions find themselves where they were, whatever worker has them then."""
+    pooler = make_pooler(ini={"worker_threads": 4, "max_client_conn": 500, "default_pool_size": 20})
+    clients = [pooler.login() for _ in range(300)]
+    try:
+        busy, waiting, idle = clients[:20], clients[20:60], clients[60:]
+        for n, wire in enumerate(busy):
+            wire.query("BEGIN")
+            wire.query(f"SET LOCAL application_name = 'busy {n}'")
+        for n, wire in enumerate(waiting):
+            wire.send(query(f"SELECT 'waited {n}'"))
+        until(lambda: pooler.pool()["cl_waiting"] == 40)
+        for _ in range(2):
+            reboot(pooler)
+        assert pooler.pool()["cl_waiting"] == 40
+        for n, wire in enumerate(busy):
+            assert wire.query("SHOW application_name").value == f"busy {n}"
+            assert wire.query("COMMIT").status == "I"
+        assert [wire.result().value for wire in waiting] == [f"waited {n}" for n in range(40)]
+        assert {wire.query(f"SELECT {n}").value for n, wire in enumerate(idle)} == {str(n) for n in range(240)}
+        row = until(lambda: (r := pooler.pool()) and r["sv_active"] == 0 and r)
+        assert (row["cl_active"], row["sv_idle"]) == (300, 20)
+    finally:
+        for wire in clients:
+            wire.close()
+    until(lambda: pooler.pool()["cl_active"] == 0)
+
+
+@pytest.mark.ours
+def test_replication_goes_on(make_pooler, pg):
+    """A walsender that streams and one that has only said who it is."""
+    pooler = make_pooler(databases={"*": {"host": "127.0.0.1", "port": pg.port}})
+    directory = system.fresh_dir("wal")
+    receiver = subprocess.Popen([str(pg.bin / "pg_receivewal"), "-d", f"host=127.0.0.1 port={pooler.port} user=app", "-D", str(directory),
+                                 "-n", "--synchronous"], **system.as_daemon_user())
+    try:
+        def position():
+            rows = pg.sql("SELECT flush_lsn::text FROM pg_stat_replication WHERE application_name = 'pg_receivewal'")
+            return rows and rows[0][0]
+
+        until(position)
+        with pooler.login(replication="true") as wire:
+            before = wire.query("IDENTIFY_SYSTEM").rows[0]
+            for _ in range(3):
+                reboot(pooler)
+                pg.sql("CREATE TABLE moved AS SELECT generate_series(1, 1000)")
+                pg.sql("DROP TABLE moved")
+                written = pg.sql("SELECT pg_current_wal_lsn()::text")[0][0]
+                until(lambda: pg.sql("SELECT %s::pg_lsn <= %s::pg_lsn", written, position())[0][0], 20, what="the receiver has it")
+                assert receiver.poll() is None
+            assert wire.query("IDENTIFY_SYSTEM").rows[0][:2] == before[:2]
+    finally:
+        receiver.terminate()
+        receiver.wait(10)
+        system.remove_dir(directory)
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_successor_that_waits(plain, number):
+    """The old process does not answer; the new one is told to stop. The old one goes on when it can."""
+    plain.start()
+    with plain.login() as wire:
+        plain.signal(signal.SIGSTOP)
+        second = subprocess.Popen([str(plain.binary.path), "-R", str(plain.conf)], cwd=plain.dir, stderr=subprocess.PIPE, text=True,
+                                  **system.as_daemon_user())
+        try:
+            for line in second.stderr:
+                if "takeover_init: launching connection" in line:
+                    break
+            second.send_signal(number)
+            _, rest = second.communicate(timeout=10)
+        finally:
+            second.kill()
+            plain.signal(signal.SIGCONT)
+        assert second.returncode == 1
+        assert "FATAL takeover was in progress, going down immediately" in rest
+        assert wire.query("SELECT 1").value == "1"
+
+
 def test_nobody_to_take_over_from(plain):
     plain.start("-R")
     assert "LOG old process not found, try to continue normally" in plain.log()
