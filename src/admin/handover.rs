@@ -10,7 +10,7 @@ use super::show::row;
 use super::snapshot::{FdRow, FdTask};
 
 /// The form of what HANDOVER says; a successor that knows another one asks for nothing.
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 
 /// One row of HANDOVER.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -139,6 +139,7 @@ pub fn put_client(side: &ClientSide, input: &[u8], names: &TrackedNames) -> Vec<
     out.vars(&side.vars, names);
     out.flag(side.copying);
     out.flag(side.closed_locally);
+    out.flag(side.extra.as_ref().is_some_and(|extra| extra.forgets));
     out.flag(!side.query_start.is_zero());
     out.flag(!side.xact_start.is_zero());
     out.bytes(&[side.scan.partial_header(), input].concat());
@@ -158,6 +159,9 @@ pub fn take_client(bytes: &[u8], ctx: &mut Context<'_>, now: Micros) -> Option<(
     let mut side = ClientSide::new(ctx.interner.intern(from.vars(ctx.names)?));
     side.copying = from.flag()?;
     side.closed_locally = from.flag()?;
+    if from.flag()? {
+        side.extra().forgets = true;
+    }
     let since = |open: bool| if open { now } else { Micros::ZERO };
     side.query_start = since(from.flag()?);
     side.xact_start = since(from.flag()?);
@@ -317,6 +321,7 @@ mod tests {
         client.extra().names.bind(b"first", a.clone());
         client.extra().names.bind(b"second", b.clone());
         client.query_start = Micros(7);
+        client.extra().forgets = true;
         let mut server = ServerSide::new(vars);
         server.ready = false;
         server.tx = TxStatus::InTransaction;
@@ -347,6 +352,7 @@ mod tests {
         let server = take_server(&put_server, &mut ctx).expect("makes sense");
         assert_eq!(input, b"rest");
         assert_eq!((client.query_start, client.xact_start), (Micros(99), Micros::ZERO));
+        assert!(client.extra.as_ref().is_some_and(|extra| extra.forgets));
         assert!(client.vars.ptr_eq(&server.vars));
         assert_eq!(client.vars.get(5), Some("iso_8601"));
         let second = client.names().and_then(|names| names.get(b"second")).expect("kept");
