@@ -236,6 +236,8 @@ def test_descriptors_come_with_their_rows(pooler):
 
 
 def test_descriptors_are_for_the_own_user_only(pooler, console):
+    with pooler.console("stats") as stats:
+        assert stats.ask("HANDOVER").error["M"].startswith("invalid command 'HANDOVER'")
     rows = console.query("SHOW FDS").dicts
     assert {r["task"] for r in rows} == {"pooler"}
     assert console.ask("HANDOVER").error["M"].startswith("invalid command 'HANDOVER'")
