@@ -10,7 +10,7 @@ use crate::admin::extended::Session;
 use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Policy, Refused};
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
 use crate::auth::facts::Facts;
-use crate::auth::scram::{MAX_ITERATIONS, SaltedKeys};
+use crate::auth::scram::{MAX_ITERATIONS, NONCE_BYTES, SALT_BYTES, SaltedKeys};
 use crate::auth::secret::Secret;
 use crate::config::Config;
 use crate::config::hba::{Replicating, Subject};
@@ -360,9 +360,11 @@ pub(crate) fn scram_iterations(config: &Config) -> u32 {
 }
 
 fn random() -> Option<Random> {
-    let mut random = Random { md5_salt: [0; 4], nonce: [0; crate::auth::scram::NONCE_BYTES], salt: [0; 16] };
-    getrandom::fill(&mut random.md5_salt).ok()?;
-    getrandom::fill(&mut random.nonce).ok()?;
-    getrandom::fill(&mut random.salt).ok()?;
-    Some(random)
+    // one call to the kernel for all
+    let mut bytes = [0; 4 + NONCE_BYTES + SALT_BYTES];
+    getrandom::fill(&mut bytes).ok()?;
+    let (md5_salt, rest) = bytes.split_first_chunk()?;
+    let (nonce, rest) = rest.split_first_chunk()?;
+    let (salt, _) = rest.split_first_chunk()?;
+    Some(Random { md5_salt: *md5_salt, nonce: *nonce, salt: *salt })
 }
