@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Settings, effective};
 use crate::id::WorkerId;
 use crate::log::{self, Fatal};
-use crate::net::listener::{self, ListenOptions, Listeners};
+use crate::net::listener::{self, ListenOptions, Listeners, UnixSocket};
 use crate::net::tls::Contexts;
 use crate::pool::Pools;
 use crate::relay::vars::TrackedNames;
@@ -241,9 +241,7 @@ fn serve(
         Pidfile::remove(pidfile);
     }
     let ended = ended?;
-    if let Some(unix) = ended.unix {
-        unix.unlink();
-    }
+    ended.unix.into_iter().for_each(UnixSocket::unlink);
     runtime.shutdown_background();
     // what there was to say has been logged
     if ended.failed { Err(Fatal(String::new())) } else { Ok(()) }
@@ -260,9 +258,10 @@ fn worker_count(config: &Config) -> WorkerId {
 /// The listeners again, for the first worker's poller.
 fn acceptor(listeners: &Listeners) -> std::io::Result<Acceptor> {
     let tcp = listeners.tcp.iter().map(|tcp| Ok(mio::net::TcpListener::from_std(tcp.socket.try_clone()?)));
-    let unix = listeners
-        .unix
-        .as_ref()
-        .map(|unix| Ok::<_, std::io::Error>(mio::net::UnixListener::from_std(unix.socket.try_clone()?)));
-    Ok(Acceptor { tcp: tcp.collect::<std::io::Result<_>>()?, unix: unix.transpose()?, retreats: false })
+    let unix = listeners.unix.iter().map(|unix| Ok(mio::net::UnixListener::from_std(unix.socket.try_clone()?)));
+    Ok(Acceptor {
+        tcp: tcp.collect::<std::io::Result<_>>()?,
+        unix: unix.collect::<std::io::Result<_>>()?,
+        retreats: false,
+    })
 }

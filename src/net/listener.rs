@@ -58,7 +58,8 @@ pub struct ListenOptions {
 #[derive(Debug, Default)]
 pub struct Listeners {
     pub tcp: Vec<TcpSocket>,
-    pub unix: Option<UnixSocket>,
+    /// One, or as many as the service manager has passed.
+    pub unix: Vec<UnixSocket>,
 }
 
 /// A listening TCP socket, non-blocking.
@@ -172,7 +173,7 @@ pub fn open(options: &ListenOptions) -> Result<Listeners, Fatal> {
     if tcp.is_empty() && unix.is_none() {
         return Err(Fatal("nowhere to listen on".to_owned()));
     }
-    Ok(Listeners { tcp, unix })
+    Ok(Listeners { tcp, unix: unix.into_iter().collect() })
 }
 
 fn open_tcp(options: &ListenOptions) -> Result<Vec<TcpSocket>, Fatal> {
@@ -299,18 +300,16 @@ impl Listeners {
         socket.set_nonblocking(true)?;
         if let Some(addr) = socket.local_addr()?.as_socket() {
             self.tcp.push(TcpSocket { socket: socket.into(), addr });
-        } else if self.unix.is_some() {
-            return Err(io::Error::other("there is a Unix socket already"));
         } else {
             let identity = fs::symlink_metadata(unix_path).map(|m| (m.dev(), m.ino())).ok();
-            self.unix = Some(UnixSocket { socket: socket.into(), path: unix_path.to_owned(), identity });
+            self.unix.push(UnixSocket { socket: socket.into(), path: unix_path.to_owned(), identity });
         }
         Ok(())
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.tcp.is_empty() && self.unix.is_none()
+        self.tcp.is_empty() && self.unix.is_empty()
     }
 
     /// Applies changed `tcp_*` settings to what is accepted from now on.
@@ -500,7 +499,7 @@ mod tests {
         let dir_name = dir.path().to_str().unwrap();
         let in_use = Err(Fatal("unix socket is in use, cannot continue".to_owned()));
         assert_eq!(refuse_used_unix_socket(dir_name, 24_571), Ok(()));
-        let unix = open(&options(dir_name)).unwrap().unix.unwrap();
+        let unix = open(&options(dir_name)).unwrap().unix.remove(0);
         assert_eq!(fs::metadata(unix.path()).unwrap().mode() & 0o777, 0o700);
         assert_eq!(refuse_used_unix_socket(dir_name, 24_571), in_use);
         let path = unix.path().to_owned();
@@ -508,8 +507,8 @@ mod tests {
         drop(unix);
         assert!(path.exists());
         assert_eq!(refuse_used_unix_socket(dir_name, 24_571), Ok(()));
-        let old = open(&options(dir_name)).unwrap().unix.unwrap();
-        let new = open(&options(dir_name)).unwrap().unix.unwrap();
+        let old = open(&options(dir_name)).unwrap().unix.remove(0);
+        let new = open(&options(dir_name)).unwrap().unix.remove(0);
         old.unlink();
         assert!(path.exists(), "not ours any more");
         UnixStream::connect(&path).unwrap();
@@ -525,7 +524,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir_name = dir.path().to_str().unwrap();
         let tight = ListenOptions { listen_backlog: 0, ..options(dir_name) };
-        let unix = open(&tight).unwrap().unix.unwrap();
+        let unix = open(&tight).unwrap().unix.remove(0);
         let _first = UnixStream::connect(unix.path()).unwrap();
         assert!(refuse_used_unix_socket(dir_name, 24_571).is_err());
     }
@@ -533,7 +532,7 @@ mod tests {
     #[test]
     fn abstract_unix_socket() {
         let dir_name = format!("@pgusher-test-{}", std::process::id());
-        let unix = open(&options(&dir_name)).unwrap().unix.unwrap();
+        let unix = open(&options(&dir_name)).unwrap().unix.remove(0);
         assert!(refuse_used_unix_socket(&dir_name, 24_571).is_err());
         let listed = fs::read_to_string("/proc/net/unix").unwrap();
         assert!(listed.lines().any(|l| l.ends_with(&format!(" {dir_name}/.s.PGSQL.24571"))));

@@ -50,7 +50,7 @@ pub enum Exit {
 #[derive(Debug)]
 pub struct Ended {
     /// The Unix socket whose file is to be removed.
-    pub unix: Option<UnixSocket>,
+    pub unix: Vec<UnixSocket>,
     /// The exit status is 1; why has been logged.
     pub failed: bool,
 }
@@ -145,7 +145,7 @@ impl Supervisor {
         let listeners = std::mem::take(&mut self.listeners);
         Ok(Ended {
             // who is suspended may have handed the socket to a successor
-            unix: listeners.unix.filter(|_| !self.is_suspended()),
+            unix: if self.is_suspended() { Vec::new() } else { listeners.unix },
             failed: self.exit == Some(Exit::Failed),
         })
     }

@@ -48,20 +48,22 @@ pub(super) struct Retreat {
 #[derive(Debug)]
 pub struct Acceptor {
     pub tcp: Vec<TcpListener>,
-    pub unix: Option<UnixListener>,
+    /// Their indices come first, for these are never closed before the end.
+    pub unix: Vec<UnixListener>,
     /// The TCP listeners begin no more connections.
     pub retreats: bool,
 }
 
 impl Acceptor {
     fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        for (index, listener) in self.unix.iter_mut().enumerate() {
+            registry.register(listener, listener_token(index), Interest::READABLE)?;
+        }
+        let first_tcp = self.unix.len();
         for (index, listener) in self.tcp.iter_mut().enumerate() {
-            registry.register(listener, listener_token(index + 1), Interest::READABLE)?;
+            registry.register(listener, listener_token(first_tcp + index), Interest::READABLE)?;
         }
-        match &mut self.unix {
-            Some(listener) => registry.register(listener, listener_token(0), Interest::READABLE),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Whether other processes are left whoever comes next on our TCP ports.
@@ -77,7 +79,7 @@ impl Acceptor {
     }
 
     fn accept(&self, index: usize, port: u16) -> io::Result<Option<Accepted>> {
-        if let Some(tcp) = index.checked_sub(1) {
+        if let Some(tcp) = index.checked_sub(self.unix.len()) {
             let Some(listener) = self.tcp.get(tcp) else { return Ok(None) };
             let (socket, addr) = listener.accept()?;
             if self.retreats {
@@ -85,8 +87,7 @@ impl Acceptor {
             }
             return Ok(Some(Accepted { socket: Socket::Tcp(socket), peer: PeerAddr::Tcp(addr) }));
         }
-        let Some(listener) = &self.unix else { return Ok(None) };
-        let (socket, _) = listener.accept()?;
+        let (socket, _) = self.unix[index].accept()?;
         let known = sys::socket::peer_credentials(socket.as_fd()).ok();
         let (pid, uid) = (known.as_ref().map(|peer| peer.pid), known.as_ref().map(|peer| peer.uid));
         Ok(Some(Accepted { socket: Socket::Unix(socket), peer: PeerAddr::Unix { pid, uid, port } }))
@@ -134,7 +135,7 @@ impl Worker {
 
     /// Takes what waits at all listeners.
     pub(super) fn accept_all(&mut self) {
-        let listeners = self.acceptor.as_ref().map_or(0, |acceptor| acceptor.tcp.len() + 1);
+        let listeners = self.acceptor.as_ref().map_or(0, |acceptor| acceptor.unix.len() + acceptor.tcp.len());
         for index in 0..listeners {
             self.accept(index);
         }

@@ -197,6 +197,31 @@ def test_socket_activation(activated):
     remove_dir(directory)
 
 
+def test_activation_with_several_sockets(activated):
+    """Two of each kind, in any order; when TCP is closed by a shutdown both Unix sockets still lead to the console."""
+    directory = fresh_dir("act")
+    paths = [directory / name for name in (".s.PGSQL.4711", "other")]
+    with listening() as tcp, listening() as more, socket.socket(socket.AF_UNIX) as unix, socket.socket(socket.AF_UNIX) as second:
+        for sock, path in zip((unix, second), paths, strict=True):
+            sock.bind(str(path))
+            path.chmod(0o777)
+            sock.listen(16)
+        pooler = activated([tcp, unix, more, second])
+        pooler.wait_log("process up:")
+        holder = Wire(tcp.getsockname()[1]).login("app", "p0")
+        for wire in (Wire(more.getsockname()[1]), *(Wire(path=path) for path in paths)):
+            with wire:
+                assert wire.login("app", "p0").query("SELECT 1").value == "1"
+        pooler.signal(signal.SIGTERM)
+        pooler.wait_log("got SIGTERM, shutting down")
+        for path in paths:
+            with Wire(path=path) as wire:
+                assert wire.login("admin", "pgbouncer").query("SHOW VERSION").value.startswith("PgBouncer 1.25.2")
+        holder.close()
+        assert pooler.wait_end() == 0
+    remove_dir(directory)
+
+
 def test_activation_without_settings_of_our_own(activated):
     with listening() as tcp:
         pooler = activated([tcp], listen_addr=None, unix_socket_dir="/tmp")
