@@ -13,6 +13,7 @@ use crate::broker::Broker;
 use crate::cli::{self, Options};
 use crate::clock::Clock;
 use crate::config::{Config, Settings, effective};
+use crate::helpers::Helpers;
 use crate::id::WorkerId;
 use crate::log::{self, Fatal};
 use crate::net::listener::{self, ListenOptions, Listeners, UnixSocket};
@@ -206,7 +207,7 @@ fn serve(
         names,
         requests,
         jobs,
-        runtime.handle().clone(),
+        Helpers::new(usize::from(workers)),
         mock_key,
         PathBuf::from(&config.settings.unix_socket_dir),
         port,

@@ -22,6 +22,7 @@ pub mod boot;
 pub mod broker;
 pub mod cli;
 pub mod clock;
+pub mod helpers;
 pub mod log;
 pub mod net;
 pub mod shared;

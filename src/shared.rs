@@ -25,6 +25,7 @@ use crate::broker::Broker;
 use crate::config::Config;
 use crate::config::hba::Rules;
 use crate::disconnect::Disconnect;
+use crate::helpers::Helpers;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
 use crate::net::stream::Socket;
 use crate::net::tls::Contexts;
@@ -403,8 +404,8 @@ pub struct Shared {
     next_socket: AtomicU64,
     pub requests: mpsc::UnboundedSender<Request>,
     pub jobs: mpsc::UnboundedSender<Job>,
-    /// The threads for slow login work; workers give them the steps of TLS handshakes directly.
-    pub helpers: tokio::runtime::Handle,
+    /// The threads for the steps of TLS handshakes.
+    pub helpers: Arc<Helpers>,
     /// Secret of this process from which the salts of unknown users come.
     pub mock_key: [u8; 32],
     /// Where servers without a host are, and the port of our own Unix socket.
@@ -426,7 +427,7 @@ impl Shared {
         names: Arc<TrackedNames>,
         requests: mpsc::UnboundedSender<Request>,
         jobs: mpsc::UnboundedSender<Job>,
-        helpers: tokio::runtime::Handle,
+        helpers: Arc<Helpers>,
         mock_key: [u8; 32],
         unix_socket_dir: PathBuf,
         listen_port: u16,

@@ -11,6 +11,15 @@ pub fn stand_back() {
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS as _, 0, NICENESS) };
 }
 
+/// Makes this thread run only where no other thread wants the core, and give way at once when one does. `false`: the
+/// kernel does not allow it.
+#[must_use]
+pub fn only_when_idle() -> bool {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads a valid struct during the call. On Linux 0 stands for the calling thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) == 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -84,7 +84,7 @@ impl Worker {
 
     fn compute(&self, mut work: Box<Work>, message: impl FnOnce(Box<Work>) -> Message + Send + 'static) {
         let (shared, worker) = (self.shared.clone(), self.id);
-        self.shared.helpers.spawn_blocking(move || {
+        self.shared.helpers.compute(move || {
             if catch_unwind(AssertUnwindSafe(|| work.run())).is_err() {
                 shared.guard_trips.fetch_add(1, Ordering::Relaxed);
             }

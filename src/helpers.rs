@@ -1,0 +1,153 @@
+//! Threads for the steps of TLS handshakes that compute much, such as signing with an RSA key.
+//!
+//! Who is in the middle of a query has precedence. A niceness does not give it: the kernel lets a thread that runs finish its
+//! slice of some milliseconds, however nice, before one that wakes up gets the core. Only threads of the idle class give way
+//! at once; but where all cores are busy they hardly ever run. So steps are first for threads of that class, and what they
+//! have left waiting for [`PATIENCE`] is taken by threads that are merely nice.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::clock::Clock;
+use crate::sys::priority;
+use crate::time::Micros;
+
+/// How long a step may wait for an idle core.
+const PATIENCE: Micros = Micros::from_millis(20);
+
+type Step = Box<dyn FnOnce() + Send>;
+
+/// The steps that wait, and the threads, which begin with the first step.
+pub struct Helpers {
+    waiting: Mutex<Waiting>,
+    idle: Condvar,
+    nice: Condvar,
+    /// Of each kind.
+    threads: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    steps: VecDeque<(Micros, Step)>,
+    started: bool,
+}
+
+impl Helpers {
+    #[must_use]
+    pub fn new(threads: usize) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), idle: Condvar::new(), nice: Condvar::new(), threads })
+    }
+
+    /// Has a step computed as soon as there is a core for it.
+    pub fn compute(self: &Arc<Self>, step: impl FnOnce() + Send + 'static) {
+        let mut waiting = self.waiting.lock();
+        waiting.steps.push_back((Clock::now(), Box::new(step)));
+        let first = waiting.steps.len() == 1;
+        if !waiting.started {
+            waiting.started = self.start();
+        }
+        drop(waiting);
+        self.idle.notify_one();
+        if first {
+            self.nice.notify_one();
+        }
+    }
+
+    /// Whether at least one thread runs.
+    fn start(self: &Arc<Self>) -> bool {
+        let spawn = |run: fn(&Self)| {
+            let helpers = self.clone();
+            let started = std::thread::Builder::new().name("handshakes".to_owned()).spawn(move || run(&helpers));
+            started.map_err(|error| tracing::error!("cannot start a thread for TLS handshakes: {error}")).is_ok()
+        };
+        (0..self.threads).fold(false, |any, _| spawn(Self::run_idle) | spawn(Self::run_nice) | any)
+    }
+
+    fn run_idle(&self) {
+        if !priority::only_when_idle() {
+            priority::stand_back();
+        }
+        loop {
+            let mut waiting = self.waiting.lock();
+            let (_, step) = loop {
+                match waiting.steps.pop_front() {
+                    Some(step) => break step,
+                    None => self.idle.wait(&mut waiting),
+                }
+            };
+            drop(waiting);
+            step();
+        }
+    }
+
+    fn run_nice(&self) {
+        priority::stand_back();
+        loop {
+            let step = self.overdue(self.waiting.lock());
+            step();
+        }
+    }
+
+    /// Waits for a step that has waited too long.
+    fn overdue(&self, mut waiting: MutexGuard<'_, Waiting>) -> Step {
+        loop {
+            let Some((since, _)) = waiting.steps.front() else {
+                self.nice.wait(&mut waiting);
+                continue;
+            };
+            let left = (*since + PATIENCE).0.saturating_sub(Clock::now().0);
+            if left > 0 {
+                self.nice.wait_for(&mut waiting, Duration::from_micros(left));
+            } else if let Some((_, step)) = waiting.steps.pop_front() {
+                if !waiting.steps.is_empty() {
+                    self.nice.notify_one();
+                }
+                return step;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn every_step_is_computed_once() {
+        let helpers = Helpers::new(2);
+        let (done, results) = channel();
+        for number in 0..1000 {
+            let done = done.clone();
+            helpers.compute(move || done.send(number).expect("the test waits"));
+        }
+        let mut all: Vec<_> = (0..1000).map(|_| results.recv_timeout(LONG).expect("a result")).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_gets_no_idle_core_is_taken_by_others() {
+        let helpers = Helpers::new(1);
+        let (begun, begins) = channel();
+        let (release, released) = channel::<()>();
+        helpers.compute(move || {
+            begun.send(()).expect("the test waits");
+            let _ = released.recv_timeout(LONG);
+        });
+        begins.recv_timeout(LONG).expect("one thread has it, and will not come back");
+        let (done, result) = channel();
+        for number in 0..10 {
+            let done = done.clone();
+            helpers.compute(move || done.send(number).expect("the test waits"));
+        }
+        let order: Vec<_> = (0..10).map(|_| result.recv_timeout(LONG).expect("taken by the other thread")).collect();
+        assert_eq!(order, (0..10).collect::<Vec<_>>());
+        drop(release);
+    }
+}
