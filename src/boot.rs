@@ -61,6 +61,7 @@ fn start(options: &Options) -> Result<(), Fatal> {
     let passed = sys::service::passed_sockets();
     let mut config = load(&options.config_file, None).ok_or_else(|| Fatal("cannot load config file".to_owned()))?;
     apply_options(&mut config, options);
+    log::set_verbose(verbosity(&config));
     // before the user changes: private keys are often root's
     let tls = build_tls(&config).ok_or_else(|| Fatal("TLS setup failed".to_owned()))?;
     if let Some(user) = config.settings.user.as_deref().filter(|user| !user.is_empty()) {
@@ -78,7 +79,7 @@ fn start(options: &Options) -> Result<(), Fatal> {
         sys::daemon::daemonize(&settings.pidfile)?;
         log::silence_stderr();
     }
-    tracing::info!("{}", limit.describe(settings.max_client_conn, expected_fds(&config, read.users.len())));
+    tracing::info!("{}", limit.describe(settings.max_client_conn, effective::expected_fds(&config, read.users.len())));
     let listen = listen_options(&config, port);
     let (listeners, predecessor) = match predecessor {
         Some(mut old) if !old.listeners.is_empty() => {
@@ -111,7 +112,7 @@ fn predecessor(options: &Options, settings: &Settings, port: u16, passed: bool) 
 }
 
 /// What the command line adds to the file.
-fn apply_options(config: &mut Config, options: &Options) {
+pub(crate) fn apply_options(config: &mut Config, options: &Options) {
     let settings = &mut config.settings;
     settings.conffile = Some(options.config_file.to_string_lossy().into_owned());
     if settings.verbose.is_none() {
@@ -120,7 +121,6 @@ fn apply_options(config: &mut Config, options: &Options) {
     if options.user.is_some() {
         settings.user.clone_from(&options.user);
     }
-    log::set_verbose(verbosity(config));
 }
 
 fn open_logs(settings: &Settings) -> Result<(), Fatal> {
@@ -134,17 +134,6 @@ fn open_logs(settings: &Settings) -> Result<(), Fatal> {
 
 fn bad_port(port: i64) -> Fatal {
     Fatal(format!("listen_port {port} is not a port number"))
-}
-
-/// Descriptors that the configuration may come to use.
-fn expected_fds(config: &Config, users: usize) -> u64 {
-    let mut expected = u64::try_from(config.settings.max_client_conn).unwrap_or(0) + 10;
-    for entry in config.databases.values() {
-        let size = u64::try_from(effective::pool_size(config, entry, entry.user.as_deref().unwrap_or(""))).unwrap_or(0);
-        let pools = if entry.user.is_some() { 1 } else { users as u64 };
-        expected = expected.saturating_add(size.saturating_mul(pools));
-    }
-    expected
 }
 
 fn listen_options(config: &Config, port: u16) -> ListenOptions {

@@ -16,7 +16,7 @@ pub const PGBOUNCER_VERSION: &str = "PgBouncer 1.25.2";
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cli {
-    /// Run the pooler.
+    /// Do what the options ask for.
     Run(Options),
     /// Print this to stdout and exit with status 0.
     Print(String),
@@ -24,7 +24,19 @@ pub enum Cli {
     Fail(String),
 }
 
-/// The options of an ordinary run.
+/// What to do with the configuration file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Task {
+    /// Run the pooler.
+    #[default]
+    Serve,
+    /// `--check`: say what is wrong or doubtful with it; status 1 if anything is wrong.
+    Check,
+    /// `--dump-config`: print the configuration that would be in force.
+    Dump,
+}
+
+/// The options of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// `-d`: go into the background.
@@ -37,6 +49,8 @@ pub struct Options {
     pub user: Option<String>,
     /// How many `-v` were given.
     pub verbose: u8,
+    /// Of several the last one counts.
+    pub task: Task,
     pub config_file: PathBuf,
 }
 
@@ -49,6 +63,7 @@ enum Opt {
     Version,
     Reboot,
     User,
+    Task(Task),
 }
 
 /// Long name, letter, meaning. The order is the one in which an ambiguous abbreviation lists its candidates.
@@ -61,6 +76,9 @@ const OPTIONS: [(&str, u8, Opt); 7] = [
     ("reboot", b'R', Opt::Reboot),
     ("user", b'u', Opt::User),
 ];
+
+/// Options of our own. They have no letters, and an abbreviation means one of them only if it means none of the others.
+const OWN_OPTIONS: [(&str, Opt); 2] = [("check", Opt::Task(Task::Check)), ("dump-config", Opt::Task(Task::Dump))];
 
 /// Reads `argv`, whose first item is the program's own name.
 #[must_use]
@@ -127,7 +145,10 @@ fn find_long(name: &[u8], whole: &[u8]) -> Result<(&'static str, Opt), Stop> {
     let exact = matching.iter().find(|(full, ..)| full.len() == name.len());
     match (exact, matching.as_slice()) {
         (Some((full, _, opt)), _) | (None, [(full, _, opt)]) => Ok((full, *opt)),
-        (None, []) => Err(Stop::Wrong(format!("unrecognized option '--{}'", String::from_utf8_lossy(whole)))),
+        (None, []) => {
+            let own = OWN_OPTIONS.into_iter().find(|(full, _)| full.as_bytes().starts_with(name));
+            own.ok_or_else(|| Stop::Wrong(format!("unrecognized option '--{}'", String::from_utf8_lossy(whole))))
+        }
         (None, several) => {
             let mut text = format!("option '--{}' is ambiguous; possibilities:", String::from_utf8_lossy(whole));
             for (full, ..) in several {
@@ -170,6 +191,7 @@ fn set(opt: Opt, value: Option<OsString>, options: &mut Options) -> Result<(), S
         Opt::User => options.user = value.map(|v| String::from_utf8_lossy(&v.into_vec()).into_owned()),
         Opt::Help => return Err(Stop::Help),
         Opt::Version => return Err(Stop::Version),
+        Opt::Task(task) => options.task = task,
     }
     Ok(())
 }
@@ -211,6 +233,10 @@ Options:
 
 Report bugs to <https://github.com/pgbouncer/pgbouncer/issues>.
 PgBouncer home page: <https://www.pgbouncer.org/>
+
+Without serving anybody (not in PgBouncer):
+      --check          report what is wrong or doubtful in CONFIG_FILE, then exit
+      --dump-config    print the configuration that would be in force, then exit
 "
     )
 }
@@ -245,6 +271,10 @@ mod tests {
             (&["--us", "root", "f"], Options { user: root(), ..options("f") }),
             (&["--user=", "f"], Options { user: Some(String::new()), ..options("f") }),
             (&["-R", "--", "-f"], Options { reboot: true, ..options("-f") }),
+            (&["--check", "f"], Options { task: Task::Check, ..options("f") }),
+            (&["f", "--dump-c"], Options { task: Task::Dump, ..options("f") }),
+            // abbreviations of PgBouncer's options stay what they were
+            (&["--d", "f"], Options { daemon: true, ..options("f") }),
         ];
         for (args, want) in table {
             assert_eq!(cli(args), Cli::Run(want), "{args:?}");
@@ -268,6 +298,8 @@ mod tests {
             (&["--user"], "option '--user' requires an argument"),
             (&["--us"], "option '--user' requires an argument"),
             (&["--qui=3"], "option '--quiet' doesn't allow an argument"),
+            (&["--check=3"], "option '--check' doesn't allow an argument"),
+            (&["--checks"], "unrecognized option '--checks'"),
             (&["--version="], "option '--version' doesn't allow an argument"),
             (&["--ver"], "option '--ver' is ambiguous; possibilities: '--verbose' '--version'"),
             (

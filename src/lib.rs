@@ -11,6 +11,7 @@ pub mod time;
 // the pure core
 pub mod admin;
 pub mod auth;
+pub mod check;
 pub mod config;
 pub mod pool;
 pub mod relay;
@@ -23,6 +24,7 @@ pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod helpers;
+pub mod inspect;
 pub mod log;
 pub mod net;
 pub mod shared;

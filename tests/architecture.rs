@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CORE: [&str; 7] = ["wire", "config", "auth", "pool", "relay", "admin", "stats"];
+const CORE: [&str; 8] = ["wire", "config", "auth", "pool", "relay", "admin", "stats", "check"];
 
 /// What the core must not name, and why.
 const FORBIDDEN: [(&str, &str); 22] = [
@@ -33,12 +33,13 @@ const FORBIDDEN: [(&str, &str); 22] = [
 ];
 
 /// Who may not use whom inside the core.
-const DIRECTIONS: [(&str, &[&str]); 5] = [
+const DIRECTIONS: [(&str, &[&str]); 6] = [
     ("wire", &["config", "auth", "pool", "relay", "admin", "stats"]),
-    ("config", &["auth", "pool", "relay", "admin", "stats"]),
+    ("config", &["auth", "pool", "relay", "admin", "stats", "check"]),
     ("stats", &["config", "auth", "pool", "relay", "admin", "wire"]),
     ("pool", &["wire", "auth", "relay", "admin"]),
     ("relay", &["pool", "admin", "auth"]),
+    ("check", &["wire", "pool", "relay", "admin", "stats"]),
 ];
 
 fn sources(dir: &Path) -> Vec<PathBuf> {

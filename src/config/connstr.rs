@@ -60,7 +60,7 @@ impl fmt::Display for EntryError {
 
 impl std::error::Error for EntryError {}
 
-pub(super) const DATABASE_KEYS: &[&str] = &[
+pub(crate) const DATABASE_KEYS: &[&str] = &[
     "dbname",
     "host",
     "port",
@@ -86,7 +86,7 @@ pub(super) const DATABASE_KEYS: &[&str] = &[
     "application_name",
 ];
 
-pub(super) const USER_KEYS: &[&str] = &[
+pub(crate) const USER_KEYS: &[&str] = &[
     "pool_mode",
     "pool_size",
     "reserve_pool_size",
@@ -96,6 +96,27 @@ pub(super) const USER_KEYS: &[&str] = &[
     "idle_transaction_timeout",
     "transaction_timeout",
     "query_wait_timeout",
+    "client_idle_timeout",
+];
+
+pub(crate) const PEER_KEYS: &[&str] = &["host", "port", "pool_size"];
+
+/// Keys whose values are numbers.
+pub(crate) const NUMBER_KEYS: &[&str] = &[
+    "port",
+    "pool_size",
+    "min_pool_size",
+    "reserve_pool_size",
+    "reserve_pool",
+    "query_wait_timeout",
+    "max_db_connections",
+    "max_db_client_connections",
+    "server_lifetime",
+    "max_user_connections",
+    "max_user_client_connections",
+    "query_timeout",
+    "idle_transaction_timeout",
+    "transaction_timeout",
     "client_idle_timeout",
 ];
 
@@ -118,7 +139,11 @@ pub fn parse_database(name: &str, connstr: &str) -> Result<Database, EntryError>
     Ok(db)
 }
 
-fn set_database_key(db: &mut Database, key: &str, value: String) -> Result<(), EntryError> {
+/// Takes one pair into an entry.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn set_database_key(db: &mut Database, key: &str, value: String) -> Result<(), EntryError> {
     match key {
         "dbname" => db.dbname = Some(value),
         "host" => db.host = Some(value),
@@ -157,21 +182,30 @@ pub fn parse_user(text: &str) -> Result<UserSettings, EntryError> {
     let mut user = UserSettings::default();
     for pair in pairs(text) {
         let (key, value) = pair.map_err(|Malformed| EntryError::UserSyntax)?;
-        match key {
-            "pool_mode" => user.pool_mode = Some(parse_pool_mode(value)?),
-            "pool_size" => user.pool_size = not_negative(&value),
-            "reserve_pool_size" => user.reserve_pool_size = not_negative(&value),
-            "max_user_connections" => user.max_user_connections = positive(&value),
-            "max_user_client_connections" => user.max_user_client_connections = positive(&value),
-            "query_timeout" => user.query_timeout = positive(&value),
-            "idle_transaction_timeout" => user.idle_transaction_timeout = positive(&value),
-            "transaction_timeout" => user.transaction_timeout = positive(&value),
-            "query_wait_timeout" => user.query_wait_timeout = not_negative(&value),
-            "client_idle_timeout" => user.client_idle_timeout = positive(&value),
-            _ => return Err(EntryError::UnknownUserKey(key.to_owned())),
-        }
+        set_user_key(&mut user, key, value)?;
     }
     Ok(user)
+}
+
+/// Takes one pair into a user's settings.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn set_user_key(user: &mut UserSettings, key: &str, value: String) -> Result<(), EntryError> {
+    match key {
+        "pool_mode" => user.pool_mode = Some(parse_pool_mode(value)?),
+        "pool_size" => user.pool_size = not_negative(&value),
+        "reserve_pool_size" => user.reserve_pool_size = not_negative(&value),
+        "max_user_connections" => user.max_user_connections = positive(&value),
+        "max_user_client_connections" => user.max_user_client_connections = positive(&value),
+        "query_timeout" => user.query_timeout = positive(&value),
+        "idle_transaction_timeout" => user.idle_transaction_timeout = positive(&value),
+        "transaction_timeout" => user.transaction_timeout = positive(&value),
+        "query_wait_timeout" => user.query_wait_timeout = not_negative(&value),
+        "client_idle_timeout" => user.client_idle_timeout = positive(&value),
+        _ => return Err(EntryError::UnknownUserKey(key.to_owned())),
+    }
+    Ok(())
 }
 
 /// Reads one line of `[peers]`; its key is the number of the peer.
@@ -220,10 +254,10 @@ fn positive(text: &str) -> Option<i64> {
 
 /// No `key=value` list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Malformed;
+pub(crate) struct Malformed;
 
 /// The pairs of a list; after an error there are no more.
-fn pairs(text: &str) -> impl Iterator<Item = Result<(&str, String), Malformed>> {
+pub(crate) fn pairs(text: &str) -> impl Iterator<Item = Result<(&str, String), Malformed>> {
     let mut rest = text;
     std::iter::from_fn(move || {
         rest = rest.trim_start_matches(' ');
@@ -277,7 +311,7 @@ fn unquote(text: &str) -> Result<(String, &str), Malformed> {
 }
 
 /// `connstr` for a log line: with `...` in place of every password, also when the text around it is broken.
-pub(super) fn masked(connstr: &str) -> String {
+pub(crate) fn masked(connstr: &str) -> String {
     const KEY: &str = "password";
     let mut out = String::with_capacity(connstr.len());
     let mut rest = connstr;

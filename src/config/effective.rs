@@ -109,6 +109,18 @@ pub fn query_wait_timeout(config: &Config, db: &Database, login_user: &str) -> M
         .map_or(config.settings.query_wait_timeout, seconds)
 }
 
+/// Descriptors that the configuration may come to use with so many known users.
+#[must_use]
+pub fn expected_fds(config: &Config, users: usize) -> u64 {
+    let mut expected = u64::try_from(config.settings.max_client_conn).unwrap_or(0) + 10;
+    for entry in config.databases.values() {
+        let size = u64::try_from(pool_size(config, entry, entry.user.as_deref().unwrap_or(""))).unwrap_or(0);
+        let pools = if entry.user.is_some() { 1 } else { users as u64 };
+        expected = expected.saturating_add(size.saturating_mul(pools));
+    }
+    expected
+}
+
 /// The role that looks up users for this entry.
 #[must_use]
 pub fn auth_user<'a>(config: &'a Config, db: &'a Database) -> Option<&'a str> {

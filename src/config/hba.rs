@@ -159,9 +159,10 @@ pub fn unreadable(path: &str, error: &io::Error) -> LogLine {
 /// Reads the text of the file `path`: its rules, and the lines to log. `read` gets the `@file`s.
 #[must_use]
 pub fn parse(text: &[u8], path: &Path, maps: &Maps, read: ReadFile<'_>) -> (Rules, Vec<LogLine>) {
-    let mut parser = Parser { path, maps, read, log: Vec::new() };
+    let mut parser = Parser { path, maps, read, number: 0, log: Vec::new() };
     let mut rules = Rules::default();
     for (number, line) in lines(text) {
+        parser.number = number;
         match line.and_then(|line| parser.line(line, number)) {
             Some(rule) => rules.0.extend(rule),
             None => parser.warn(format!("could not parse hba config line {number}")),
@@ -174,6 +175,8 @@ struct Parser<'a> {
     path: &'a Path,
     maps: &'a Maps,
     read: ReadFile<'a>,
+    /// The line at hand.
+    number: usize,
     log: Vec<LogLine>,
 }
 
@@ -186,7 +189,7 @@ enum NamesOf {
 
 impl Parser<'_> {
     fn warn(&mut self, text: String) {
-        self.log.push(LogLine::warning(text));
+        self.log.push(LogLine::warning(text).at(self.number));
     }
 
     /// Logs what is wrong with a line; the line then is left out.

@@ -57,7 +57,7 @@ pub fn parse(text: &[u8]) -> (Maps, Vec<LogLine>) {
             }
             Some(Some(None)) => {}
             Some(None) | None => {
-                log.push(LogLine::warning(format!("could not parse ident config line {number}")));
+                log.push(LogLine::warning(format!("could not parse ident config line {number}")).at(number));
             }
         }
     }
@@ -74,7 +74,7 @@ fn entry(line: &str, number: usize, log: &mut Vec<LogLine>) -> Option<Option<(St
     let system_user = words.any()?;
     let database_user = if words.eat("all") { None } else { Some(words.any()?) };
     if !words.at_end() {
-        log.push(LogLine::warning(format!("ident line {number}: unsupported parameters")));
+        log.push(LogLine::warning(format!("ident line {number}: unsupported parameters")).at(number));
         return None;
     }
     Some(Some((name, Entry { system_user, database_user })))

@@ -11,7 +11,7 @@ use super::value::is_c_space;
 
 /// One thing that a file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Item<'a> {
+pub(crate) enum Item<'a> {
     Section(&'a str),
     Pair { key: Cow<'a, str>, value: &'a str },
     Include(&'a str),
@@ -19,34 +19,37 @@ pub(super) enum Item<'a> {
 
 /// The line `line` cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
+pub(crate) struct Unreadable {
     pub line: usize,
     pub why: Why,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(crate) enum Why {
     Syntax,
     /// The text is not UTF-8.
     Encoding,
 }
 
-/// Reads the items of a file one after the other. After an error there is nothing sensible to read.
-pub(super) struct Reader<'a> {
+/// Reads the items of a file one after the other. After an error the rest of its line is not worth reading.
+pub(crate) struct Reader<'a> {
     text: &'a [u8],
     at: usize,
     /// The 1-based line that `at` is in.
     line: usize,
+    /// The one in which the last item begins.
+    item_line: usize,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(text: &'a [u8]) -> Self {
-        Self { text, at: 0, line: 1 }
+    pub(crate) fn new(text: &'a [u8]) -> Self {
+        Self { text, at: 0, line: 1, item_line: 1 }
     }
 
     /// The next item and the line to name when it is refused; `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<(Item<'a>, usize)>, Unreadable> {
+    pub(crate) fn next(&mut self) -> Result<Option<(Item<'a>, usize)>, Unreadable> {
         self.skip_to_content();
+        self.item_line = self.line;
         let Some(first) = self.peek() else {
             return Ok(None);
         };
@@ -59,6 +62,16 @@ impl<'a> Reader<'a> {
             return Ok(Some((Item::Include(self.rest_of_line()?), line)));
         }
         self.pair().map(Some)
+    }
+
+    /// The line in which the last item, or what could not be read, begins.
+    pub(crate) const fn item_line(&self) -> usize {
+        self.item_line
+    }
+
+    /// Gives up the line at hand, for who wants to know what else is wrong.
+    pub(crate) fn skip_line(&mut self) {
+        self.take_while(|b| b != b'\n');
     }
 
     fn section(&mut self) -> Result<(Item<'a>, usize), Unreadable> {

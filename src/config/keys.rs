@@ -19,6 +19,8 @@ pub struct Key {
     /// False: only a restart applies another value.
     pub changeable: bool,
     pub help: &'static str,
+    /// What a value must be.
+    pub expects: &'static str,
 }
 
 /// A row of SHOW CONFIG.
@@ -77,7 +79,8 @@ macro_rules! settings {
 
         /// The table as data.
         pub const TABLE: &[Key] = &[
-            $(Key { name: stringify!($name), default: $default, changeable: settings!(@$when), help: $help },)*
+            $(Key { name: stringify!($name), default: $default, changeable: settings!(@$when), help: $help,
+                expects: <$ty as Value>::EXPECTED },)*
         ];
 
         impl Default for Settings {
@@ -107,6 +110,15 @@ macro_rules! settings {
             pub fn get(&self, key: &str) -> Option<Option<String>> {
                 match key {
                     $(stringify!($name) => Some(self.$name.print()),)*
+                    _ => None,
+                }
+            }
+
+            /// The text that a file must have for `key` to get the very value it has; `None` if there is none.
+            #[must_use]
+            pub fn written(&self, key: &str) -> Option<String> {
+                match key {
+                    $(stringify!($name) => self.$name.written(),)*
                     _ => None,
                 }
             }
@@ -251,7 +263,7 @@ impl Settings {
     }
 
     /// A value without the password that it may hold.
-    fn shown(&self, key: &str) -> Option<String> {
+    pub(super) fn shown(&self, key: &str) -> Option<String> {
         let value = self.get(key).flatten();
         if key == "auth_ldap_options" { value.map(|text| ldap::masked(&text)) } else { value }
     }
@@ -262,7 +274,7 @@ impl Settings {
     }
 
     /// Brings back the defaults of the settings that `which` picks; those whose default is NULL stay as they are.
-    pub(super) fn reset(&mut self, which: impl Fn(&Key) -> bool) {
+    pub(crate) fn reset(&mut self, which: impl Fn(&Key) -> bool) {
         let defaults = Self::default();
         for key in TABLE.iter().filter(|key| key.default.is_some() && which(key)) {
             self.copy_from(key.name, &defaults);

@@ -10,16 +10,16 @@ use std::path::Path;
 
 use super::connstr::{self, DATABASE_KEYS, EntryError, USER_KEYS};
 use super::ini::{self, Item, Unreadable, Why};
-use super::{Config, LogLine, SetError, keys};
+use super::{Config, Database, LogLine, SetError, keys};
 
 /// Gives the bytes of a file. Relative paths are the reader's business; PgBouncer takes them from the working
 /// directory.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
 
 /// Files that may include each other below the first one.
-const MAX_INCLUDE_DEPTH: usize = 10;
+pub(crate) const MAX_INCLUDE_DEPTH: usize = 10;
 
-const SECTIONS: &[&str] = &["pgbouncer", "databases", "users", "peers"];
+pub(crate) const SECTIONS: &[&str] = &["pgbouncer", "databases", "users", "peers"];
 
 /// Beyond this many typing errors a hint would be a guess.
 const MAX_HINT_DISTANCE: usize = 2;
@@ -246,10 +246,8 @@ impl<'a> Loader<'a> {
         let mut db = connstr::parse_database(name, connstr)?;
         let known =
             self.config.databases.get(name).or_else(|| self.previous.and_then(|config| config.databases.get(name)));
-        if let Some(known) = known.filter(|known| db.user.is_none() && known.user.is_some()) {
+        if keep_forced_user(&mut db, known) {
             self.log.push(LogLine::warning("losing forced user not supported, keeping old setting"));
-            db.user.clone_from(&known.user);
-            db.password.clone_from(&known.password);
         }
         self.config.databases.insert(name.to_owned(), db);
         Ok(())
@@ -288,9 +286,7 @@ impl<'a> Loader<'a> {
 
     /// Adds a line that names the word meant, if `word` is close to one.
     fn hint(&mut self, word: &str, known: impl Iterator<Item = &'static str>) {
-        let word = word.to_ascii_lowercase();
-        let best = known.filter_map(|name| Some((distance(&word, name)?, name))).min_by_key(|&(distance, _)| distance);
-        if let Some((_, name)) = best {
+        if let Some(name) = nearest(word, known) {
             self.log.push(LogLine::log(format!("did you mean \"{name}\"?")));
         }
     }
@@ -301,8 +297,23 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// An entry never loses its forced user; true if `db` got that of the entry known before.
+pub(crate) fn keep_forced_user(db: &mut Database, known: Option<&Database>) -> bool {
+    let Some(known) = known.filter(|known| db.user.is_none() && known.user.is_some()) else { return false };
+    db.user.clone_from(&known.user);
+    db.password.clone_from(&known.password);
+    true
+}
+
+/// The name that `word` was probably meant to be.
+pub(crate) fn nearest(word: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let word = word.to_ascii_lowercase();
+    let near = known.filter_map(|name| Some((distance(&word, name)?, name)));
+    near.min_by_key(|&(distance, _)| distance).map(|(_, name)| name)
+}
+
 /// What went wrong, in the words of the C library: without the number that Rust adds.
-pub(super) fn io_error_text(error: &io::Error) -> String {
+pub(crate) fn io_error_text(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error ") {
         Some((words, _)) => words.to_owned(),

@@ -3,18 +3,19 @@
 //! Files come in through a reader that the caller supplies, log lines go out as values, and a load builds its `Config`
 //! aside: when it fails, whatever was in force stays in force, whole. `ini.rs` knows the lines of a file, `load.rs`
 //! what they mean, `connstr.rs` the `key=value` lists of the entries, `keys.rs` the settings, `effective.rs` which of
-//! several values counts, `diff.rs` what a reload changes, `tls.rs` what the TLS settings ask for, `userlist.rs` the file
-//! of users, `hba.rs` and `ident.rs` the access rules, `ldap.rs` the options of LDAP logins.
+//! several values counts, `diff.rs` what a reload changes, `dump.rs` makes a file of a `Config`, `tls.rs` knows what
+//! the TLS settings ask for, `userlist.rs` the file of users, `hba.rs` and `ident.rs` the access rules, `ldap.rs` the options of LDAP logins.
 
 pub mod connstr;
 mod diff;
+pub mod dump;
 pub mod effective;
 pub mod hba;
 pub mod ident;
-mod ini;
+pub(crate) mod ini;
 pub mod keys;
 pub mod ldap;
-mod load;
+pub(crate) mod load;
 pub mod tls;
 pub mod userlist;
 pub mod value;
@@ -174,23 +175,30 @@ pub enum Level {
 pub struct LogLine {
     pub level: Level,
     pub text: String,
+    /// The line of the file that it is about, from 1 on, where that is known.
+    pub line: Option<usize>,
 }
 
 impl LogLine {
     pub(crate) fn error(text: impl Into<String>) -> Self {
-        Self { level: Level::Error, text: text.into() }
+        Self { level: Level::Error, text: text.into(), line: None }
     }
 
     pub(crate) fn warning(text: impl Into<String>) -> Self {
-        Self { level: Level::Warning, text: text.into() }
+        Self { level: Level::Warning, text: text.into(), line: None }
     }
 
     pub(crate) fn debug(text: impl Into<String>) -> Self {
-        Self { level: Level::Debug, text: text.into() }
+        Self { level: Level::Debug, text: text.into(), line: None }
     }
 
     pub(crate) fn log(text: impl Into<String>) -> Self {
-        Self { level: Level::Log, text: text.into() }
+        Self { level: Level::Log, text: text.into(), line: None }
+    }
+
+    /// The same, about this line.
+    pub(crate) fn at(self, line: usize) -> Self {
+        Self { line: Some(line), ..self }
     }
 }
 

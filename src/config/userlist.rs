@@ -24,6 +24,8 @@ const TOO_LONG_SECRET: usize = 65_531;
 pub struct Userlist {
     /// Secrets as written, by name. Of several records with a name the last one counts. An empty text is no password.
     pub secrets: BTreeMap<String, Zeroizing<String>>,
+    /// The names in the order of the file, each with the line of its record, from 1 on.
+    pub records: Vec<(String, usize)>,
     /// Lines to log.
     pub log: Vec<LogLine>,
 }
@@ -47,6 +49,8 @@ pub fn parse(text: &[u8]) -> Userlist {
     let text = text.split(|&b| b == 0).next().unwrap_or_default();
     let mut list = Userlist::default();
     let mut rest = text;
+    // the line that `counted` begins in: every byte is looked at once
+    let (mut line, mut counted) = (1, text);
     loop {
         rest = rest.trim_ascii_start();
         // trim_ascii leaves the vertical tab, which is white space to C
@@ -57,21 +61,23 @@ pub fn parse(text: &[u8]) -> Userlist {
         match rest.first() {
             None => return list,
             Some(b';') => rest = skip_line(rest),
-            Some(_) => match record(rest) {
-                Ok((name, secret, tail)) => {
-                    if !add(&mut list, name, secret) {
-                        let line = 1 + text[..text.len() - rest.len()].iter().filter(|&&b| b == b'\n').count();
-                        list.log.push(LogLine::warning(format!(
-                            "auth file line {line} is not valid UTF-8, ignoring the user"
-                        )));
+            Some(_) => {
+                line += counted[..counted.len() - rest.len()].iter().filter(|&&b| b == b'\n').count();
+                counted = rest;
+                match record(rest) {
+                    Ok((name, secret, tail)) => {
+                        if !add(&mut list, name, secret, line) {
+                            let text = format!("auth file line {line} is not valid UTF-8, ignoring the user");
+                            list.log.push(LogLine::warning(text).at(line));
+                        }
+                        rest = skip_line(tail);
                     }
-                    rest = skip_line(tail);
+                    Err(mistake) => {
+                        list.log.push(LogLine::error(mistake).at(line));
+                        return list;
+                    }
                 }
-                Err(mistake) => {
-                    list.log.push(LogLine::error(mistake));
-                    return list;
-                }
-            },
+            }
         }
     }
 }
@@ -111,10 +117,11 @@ fn skip_line(text: &[u8]) -> &[u8] {
 }
 
 /// False: a text that is not UTF-8.
-fn add(list: &mut Userlist, name: &[u8], secret: &[u8]) -> bool {
+fn add(list: &mut Userlist, name: &[u8], secret: &[u8], line: usize) -> bool {
     let (Ok(name), Ok(secret)) = (std::str::from_utf8(name), std::str::from_utf8(secret)) else {
         return false;
     };
+    list.records.push((unquoted(name), line));
     list.secrets.insert(unquoted(name), Zeroizing::new(unquoted(secret)));
     true
 }

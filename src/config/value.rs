@@ -10,11 +10,19 @@ use crate::time::Micros;
 
 /// A type that a setting can have.
 pub trait Value: Sized {
+    /// What a text must be to be a value of this type, in the words of a remedy.
+    const EXPECTED: &'static str;
+
     /// `None`: the text is no value of this type.
     fn parse(text: &str) -> Option<Self>;
 
     /// The value column of SHOW CONFIG; `None` is NULL.
     fn print(&self) -> Option<String>;
+
+    /// The value as a file has to say it to get the very same one; `None` if no text does.
+    fn written(&self) -> Option<String> {
+        self.print()
+    }
 
     /// The value before any file is read.
     #[must_use]
@@ -24,6 +32,8 @@ pub trait Value: Sized {
 }
 
 impl Value for String {
+    const EXPECTED: &'static str = "text";
+
     fn parse(text: &str) -> Option<Self> {
         Some(text.to_owned())
     }
@@ -34,6 +44,8 @@ impl Value for String {
 }
 
 impl Value for Option<String> {
+    const EXPECTED: &'static str = "text";
+
     fn parse(text: &str) -> Option<Self> {
         Some(Some(text.to_owned()))
     }
@@ -49,6 +61,8 @@ impl Value for Option<String> {
 
 /// Numbers beyond an `int` stop at its ends, so that sums of settings cannot overflow.
 impl Value for i64 {
+    const EXPECTED: &'static str = "a whole number";
+
     fn parse(text: &str) -> Option<Self> {
         let value = parse_int(text)?.clamp(i128::from(i32::MIN), i128::from(i32::MAX));
         Self::try_from(value).ok()
@@ -61,12 +75,18 @@ impl Value for i64 {
 
 /// A number that is 0 until somebody sets it, and NULL in the default column (`verbose`).
 impl Value for Option<i64> {
+    const EXPECTED: &'static str = "a whole number";
+
     fn parse(text: &str) -> Option<Self> {
         <i64 as Value>::parse(text).map(Some)
     }
 
     fn print(&self) -> Option<String> {
         Some(self.unwrap_or(0).to_string())
+    }
+
+    fn written(&self) -> Option<String> {
+        self.map(|value| value.to_string())
     }
 
     fn initial(_: Option<&str>) -> Self {
@@ -76,6 +96,8 @@ impl Value for Option<i64> {
 
 /// As in C a negative number counts down from the end: -1 is the largest `unsigned int`.
 impl Value for u64 {
+    const EXPECTED: &'static str = "a whole number";
+
     fn parse(text: &str) -> Option<Self> {
         const COUNT: i128 = 1 << u32::BITS;
         let value = parse_int(text)?;
@@ -89,6 +111,8 @@ impl Value for u64 {
 }
 
 impl Value for bool {
+    const EXPECTED: &'static str = "0 or 1";
+
     fn parse(text: &str) -> Option<Self> {
         parse_int(text).map(|value| value != 0)
     }
@@ -99,12 +123,20 @@ impl Value for bool {
 }
 
 impl Value for Micros {
+    const EXPECTED: &'static str = "seconds without a unit, such as 1.5";
+
     fn parse(text: &str) -> Option<Self> {
         parse_seconds(text)
     }
 
     fn print(&self) -> Option<String> {
         Some(print_g(self.as_secs_f64()))
+    }
+
+    /// `%g` has six digits. What is read is cut, so half a microsecond more is the same value.
+    fn written(&self) -> Option<String> {
+        let (secs, micros) = (self.0 / 1_000_000, self.0 % 1_000_000);
+        Some(if micros == 0 { secs.to_string() } else { format!("{secs}.{micros:06}5") })
     }
 }
 
@@ -129,6 +161,8 @@ macro_rules! words {
         }
 
         impl Value for $name {
+            const EXPECTED: &'static str = concat!("one of:" $(, " ", $text)*);
+
             fn parse(text: &str) -> Option<Self> {
                 Self::from_text(text)
             }

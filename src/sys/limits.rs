@@ -24,6 +24,12 @@ pub fn raise_fd_limit() -> FdLimit {
     FdLimit { soft, hard }
 }
 
+/// What [`raise_fd_limit`] would reach, without raising anything.
+#[must_use]
+pub fn reachable_fd_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, hard)| soft.max(hard.min(kernel_maximum())))
+}
+
 fn kernel_maximum() -> u64 {
     let text = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
     text.trim().parse().unwrap_or(1 << 20)
@@ -49,6 +55,7 @@ mod tests {
     fn soft_limit_is_raised() {
         let limit = raise_fd_limit();
         assert_eq!(limit.soft, limit.hard.min(kernel_maximum()));
+        assert_eq!(limit.soft, reachable_fd_limit());
         assert_eq!(
             FdLimit { soft: 1024, hard: 20000 }.describe(100, 576),
             "kernel file descriptor limit: 1024 (hard: 20000); max_client_conn: 100, max expected fd use: 576"

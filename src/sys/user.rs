@@ -46,6 +46,12 @@ pub fn name_of(uid: u32) -> Option<String> {
     User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
 }
 
+/// Is there a user of this name?
+#[must_use]
+pub fn exists(name: &str) -> bool {
+    matches!(User::from_name(name), Ok(Some(_)))
+}
+
 /// A group by name or number.
 #[must_use]
 pub fn find_group(name: &str) -> Option<Gid> {
@@ -72,6 +78,7 @@ mod tests {
     fn names_of_users() {
         assert_eq!(name_of(0).as_deref(), Some("root"));
         assert_eq!(name_of(4_000_000_000), None);
+        assert!(exists("root") && !exists("no such user"));
     }
 
     /// Runs as the child of the next test, which is root.
