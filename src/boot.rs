@@ -48,7 +48,9 @@ pub fn run(options: &Options) -> Result<(), NotStarted> {
     // The first reading is the zero of all later ones.
     let _ = Clock::now();
     log::init(options.quiet, options.verbose);
-    start(options).map_err(|Fatal(text)| {
+    let ended = start(options);
+    log::write_repeats(true);
+    ended.map_err(|Fatal(text)| {
         if !text.is_empty() {
             log::fatal(text);
         }
@@ -62,6 +64,7 @@ fn start(options: &Options) -> Result<(), Fatal> {
     let mut config = load(&options.config_file, None).ok_or_else(|| Fatal("cannot load config file".to_owned()))?;
     apply_options(&mut config, options);
     log::set_verbose(verbosity(&config));
+    log::set_format(config.settings.log_format, config.settings.log_rate_limit);
     // before the user changes: private keys are often root's
     let tls = build_tls(&config).ok_or_else(|| Fatal("TLS setup failed".to_owned()))?;
     if let Some(user) = config.settings.user.as_deref().filter(|user| !user.is_empty()) {

@@ -7,16 +7,25 @@
 //!
 //! No text from a peer can forge a line: newlines are followed by a tab, every other control character is shown as
 //! `\xNN`, and [`Bytes`] shows invalid UTF-8 the same way. The logger's state is the one static the program has.
+//!
+//! Of the fields of an event, `conn` ([`Conn`]) is whose connection it is about: a prefix in text. `cause` is what is known
+//! beyond PgBouncer's words, and stands in JSON alone. With `log_format=json` each event is one JSON object; with
+//! `log_rate_limit` a burst of one kind of line ends with a line that counts what was left out (`limit.rs`).
+
+mod conn;
+mod json;
+mod limit;
 
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
@@ -24,7 +33,11 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 
+pub use conn::{Conn, Side};
+use limit::{Limiter, Repeated};
+
 use crate::clock::Clock;
+use crate::config::LogFormat;
 use crate::sys;
 use crate::sys::syslog::{Journal, Severity, Syslog};
 
@@ -34,12 +47,18 @@ const MAX_MESSAGE_BYTES: usize = 2047;
 const STDERR_PATIENCE_MS: i32 = 50;
 /// Marks an event of [`fatal`].
 const FATAL_TARGET: &str = "pgusher::fatal";
+/// Marks events whose place in the program says nothing about their kind: they are never too many.
+pub(crate) const EACH_TARGET: &str = "pgusher::each";
 
 static VERBOSE: AtomicU8 = AtomicU8::new(0);
 static STDERR: AtomicBool = AtomicBool::new(true);
 static STDERR_STUCK: AtomicBool = AtomicBool::new(false);
 static LOGFILE: RwLock<Option<Arc<File>>> = RwLock::new(None);
 static SYSLOG: RwLock<Option<Arc<Syslog>>> = RwLock::new(None);
+static JSON: AtomicBool = AtomicBool::new(false);
+/// Lines of one kind in a second; 0 is no limit.
+static LIMIT: AtomicU32 = AtomicU32::new(0);
+static LIMITER: LazyLock<Mutex<Limiter<Identifier>>> = LazyLock::new(|| Mutex::new(Limiter::new()));
 static JOURNAL: OnceLock<Option<Journal>> = OnceLock::new();
 
 thread_local! {
@@ -76,6 +95,24 @@ pub fn set_verbose(verbose: u8) {
     }
 }
 
+/// Changes what lines look like, and how many of one kind may be written in a second (up to 0: any number).
+pub fn set_format(format: LogFormat, rate_limit: i64) {
+    JSON.store(format == LogFormat::Json, Ordering::Relaxed);
+    LIMIT.store(u32::try_from(rate_limit.max(0)).unwrap_or(u32::MAX), Ordering::Relaxed);
+}
+
+/// Writes what is to be said about lines that were too many. To be called about every second, and at the end with `all`.
+pub fn write_repeats(all: bool) {
+    if LIMIT.load(Ordering::Relaxed) == 0 && !all {
+        return;
+    }
+    let second = if all { i64::MIN } else { Clock::wall_us().div_euclid(1_000_000) };
+    let due = LIMITER.lock().due(second);
+    for repeated in due {
+        Scratch::new().repeated(&repeated);
+    }
+}
+
 /// Stops writing to stderr, for `-d`.
 pub fn silence_stderr() {
     STDERR.store(false, Ordering::Relaxed);
@@ -93,10 +130,16 @@ pub fn open_logfile(path: &str) -> Result<(), String> {
         }
         Err(e) => {
             let mut scratch = Scratch::new();
+            let text = format!("Cannot open logfile: '{path}': {}", sys::error_text(&e));
+            if JSON.load(Ordering::Relaxed) {
+                scratch.message.push_str(&text);
+                scratch.json("FATAL");
+                return Err(String::from_utf8_lossy(&scratch.line).into_owned());
+            }
             scratch.stamp();
             let stamp = String::from_utf8_lossy(&scratch.line).into_owned();
             let pid = std::process::id();
-            Err(format!("{stamp}{pid} FATAL Cannot open logfile: '{path}': {}\n", sys::error_text(&e)))
+            Err(format!("{stamp}{pid} FATAL {text}\n"))
         }
     }
 }
@@ -204,7 +247,10 @@ fn level_word(meta: &Metadata<'_>) -> &'static str {
 
 /// A thread's buffers for making one line, and the second it formatted last.
 struct Scratch {
+    /// Of the event at hand: its message, what its connection adds, and what else JSON says.
     message: String,
+    conn: String,
+    extra: String,
     line: Vec<u8>,
     second: i64,
     local: sys::localtime::Local,
@@ -213,19 +259,81 @@ struct Scratch {
 impl Scratch {
     const fn new() -> Self {
         let local = sys::localtime::Local { stamp: String::new(), zone: String::new() };
-        Self { message: String::new(), line: Vec::new(), second: i64::MIN, local }
+        Self {
+            message: String::new(),
+            conn: String::new(),
+            extra: String::new(),
+            line: Vec::new(),
+            second: i64::MIN,
+            local,
+        }
     }
 
-    fn log(&mut self, word: &str, event: &Event<'_>) {
+    fn log(&mut self, word: &'static str, event: &Event<'_>) {
+        let json = JSON.load(Ordering::Relaxed);
         self.message.clear();
-        event.record(&mut Message(&mut self.message));
-        self.stamp();
-        // writing to a Vec cannot fail
-        let _ = write!(self.line, "[{}] {word} ", std::process::id());
-        let text_at = self.line.len();
-        push_safe(self.message.trim_end(), &mut self.line);
-        self.line.push(b'\n');
-        emit(&self.line, text_at, word, self.second);
+        self.conn.clear();
+        self.extra.clear();
+        let (message, conn, extra) = (Cut(&mut self.message), &mut self.conn, &mut self.extra);
+        event.record(&mut Fields { message, conn, extra, json });
+        if !json && !self.conn.is_empty() {
+            // the prefix first; what does not fit then is cut at the end
+            std::mem::swap(&mut self.conn, &mut self.message);
+            // an error only says that the message is full
+            let _ = Cut(&mut self.message).write_str(&self.conn);
+        }
+        let limit = LIMIT.load(Ordering::Relaxed);
+        if limit > 0 && !matches!(event.metadata().target(), FATAL_TARGET | EACH_TARGET) {
+            let (kind, second) = (event.metadata().callsite(), Clock::wall_us().div_euclid(1_000_000));
+            let (written, before) = LIMITER.lock().admit(kind, second, limit, word, || self.message.clone());
+            if let Some(repeated) = before {
+                Self::new().repeated(&repeated);
+            }
+            if !written {
+                return;
+            }
+        }
+        self.write(word, json);
+    }
+
+    /// Writes the line about lines that were not written.
+    fn repeated(&mut self, lines: &Repeated) {
+        let (times, json) = (lines.times, JSON.load(Ordering::Relaxed));
+        let _ = write!(Cut(&mut self.message), "repeated {times} times: {}", lines.text);
+        if json {
+            let _ = write!(self.extra, ",\"repeated\":{times}");
+        }
+        self.write(lines.word, json);
+    }
+
+    fn write(&mut self, word: &'static str, json: bool) {
+        let text_at = if json {
+            self.json(word);
+            0
+        } else {
+            self.stamp();
+            // writing to a Vec cannot fail
+            let _ = write!(self.line, "[{}] {word} ", std::process::id());
+            let text_at = self.line.len();
+            push_safe(self.message.trim_end(), &mut self.line);
+            self.line.push(b'\n');
+            text_at
+        };
+        emit(&self.line, text_at, word, Clock::wall_us().div_euclid(1_000_000));
+    }
+
+    /// Makes the line a JSON object. The names and their order are what programs rely on.
+    fn json(&mut self, word: &str) {
+        let wall_us = Clock::wall_us();
+        let stamp = sys::localtime::utc_stamp(wall_us.div_euclid(1_000_000));
+        let millis = wall_us.rem_euclid(1_000_000) / 1_000;
+        self.line.clear();
+        let (pid, message) = (std::process::id(), json::Text(self.message.trim_end()));
+        let _ = writeln!(
+            self.line,
+            "{{\"ts\":\"{stamp}.{millis:03}Z\",\"pid\":{pid},\"level\":\"{word}\"{},\"message\":{message}{}}}",
+            self.conn, self.extra
+        );
     }
 
     /// Starts the line with the time, zone and a blank.
@@ -243,21 +351,36 @@ impl Scratch {
     }
 }
 
-/// Collects the text of an event, cut at the longest message.
-struct Message<'a>(&'a mut String);
+/// Collects what an event says.
+struct Fields<'a> {
+    message: Cut<'a>,
+    conn: &'a mut String,
+    extra: &'a mut String,
+    json: bool,
+}
 
-impl Visit for Message<'_> {
+impl Visit for Fields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         // an error only says that the message is full
-        let _ = if field.name() == "message" {
-            write!(self, "{value:?}")
-        } else {
-            write!(self, " {}={value:?}", field.name())
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            "conn" if self.json => write!(self.conn, "{value:#?}"),
+            "conn" => write!(self.conn, "{value:?}"),
+            "cause" if self.json => write!(self.extra, ",\"cause\":{}", json::Text(&format!("{value:?}"))),
+            "cause" => Ok(()),
+            name => write!(self.message, " {name}={value:?}"),
         };
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
     }
 }
 
-impl fmt::Write for Message<'_> {
+/// A text that is cut at the longest message.
+struct Cut<'a>(&'a mut String);
+
+impl fmt::Write for Cut<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let room = MAX_MESSAGE_BYTES.saturating_sub(self.0.len());
         let fitting = &text[..text.floor_char_boundary(room)];

@@ -27,6 +27,7 @@ use crate::config::hba::Rules;
 use crate::disconnect::Disconnect;
 use crate::helpers::Helpers;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
+use crate::log::Conn;
 use crate::net::stream::Socket;
 use crate::net::tls::Contexts;
 use crate::net::tls::session::Work;
@@ -303,7 +304,7 @@ pub struct ConsoleCommand {
     /// it may take descriptors.
     pub own: bool,
     /// What log lines about this connection begin with.
-    pub prefix: String,
+    pub prefix: Conn,
 }
 
 /// What the supervisor is asked for.

@@ -60,7 +60,8 @@ impl fmt::Display for EntryError {
 
 impl std::error::Error for EntryError {}
 
-pub(crate) const DATABASE_KEYS: &[&str] = &[
+/// What a line of `[databases]` may say.
+pub const DATABASE_KEYS: &[&str] = &[
     "dbname",
     "host",
     "port",
@@ -86,7 +87,8 @@ pub(crate) const DATABASE_KEYS: &[&str] = &[
     "application_name",
 ];
 
-pub(crate) const USER_KEYS: &[&str] = &[
+/// What a line of `[users]` may say.
+pub const USER_KEYS: &[&str] = &[
     "pool_mode",
     "pool_size",
     "reserve_pool_size",
@@ -99,7 +101,8 @@ pub(crate) const USER_KEYS: &[&str] = &[
     "client_idle_timeout",
 ];
 
-pub(crate) const PEER_KEYS: &[&str] = &["host", "port", "pool_size"];
+/// What a line of `[peers]` may say.
+pub const PEER_KEYS: &[&str] = &["host", "port", "pool_size"];
 
 /// Keys whose values are numbers.
 pub(crate) const NUMBER_KEYS: &[&str] = &[

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::ldap;
-use super::value::{AuthType, PoolMode, SslMode, Value};
+use super::value::{AuthType, LogFormat, PoolMode, SslMode, Value};
 use crate::time::Micros;
 
 /// One line of the table.
@@ -244,6 +244,8 @@ settings! {
     user: Option<String> = None, restart, "Unix user to become";
     verbose: Option<i64> = None, reload, "0 normal, 1 debug, 2 everything";
     // Ours, not PgBouncer's, hence last.
+    log_format: LogFormat = Some("text"), reload, "what log lines look like: PgBouncer's text, or JSON objects";
+    log_rate_limit: i64 = Some("0"), reload, "lines of one kind written in a second, the rest is counted; 0 no limit";
     worker_threads: i64 = Some("0"), restart, "threads that serve clients; 0 one for each core";
 }
 

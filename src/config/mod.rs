@@ -29,7 +29,7 @@ pub use diff::Changes;
 pub use keys::{Key, Row, SetError, Settings};
 pub use load::{LoadFailed, Loaded, NeedsRestart, ReadFile, load};
 pub use userlist::Userlist;
-pub use value::{AuthType, LoadBalanceHosts, PoolMode, SslMode};
+pub use value::{AuthType, LoadBalanceHosts, LogFormat, PoolMode, SslMode};
 
 /// The name of the console; no entry can have it.
 pub const CONSOLE_DATABASE: &str = "pgbouncer";

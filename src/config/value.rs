@@ -217,6 +217,14 @@ words! {
 }
 
 words! {
+    /// What log lines look like.
+    LogFormat {
+        Text = "text",
+        Json = "json",
+    }
+}
+
+words! {
     /// How the next host of a comma list is chosen.
     LoadBalanceHosts {
         Disable = "disable",

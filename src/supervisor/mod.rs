@@ -25,6 +25,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::auth::choice::Outside;
 use crate::broker::{Broker, ServerAction, locked};
 use crate::clock::Clock;
+use crate::log;
 use crate::net::listener::{Listeners, UnixSocket};
 use crate::pool::{CloseScope, ShutdownMode};
 use crate::shared::{Job, Live, Message, Request, Shared};
@@ -160,7 +161,7 @@ impl Supervisor {
             Here::Close { mut conn, reason } => {
                 if log {
                     let age = Clock::now().since(conn.connect_time).secs();
-                    tracing::info!("{}closing because: {reason} (age={age}s)", conn.prefix());
+                    tracing::info!(conn = %conn.prefix(), "closing because: {reason} (age={age}s)");
                 }
                 let _ = conn.stream.write_bytes(&[b'X', 0, 0, 0, 4]);
                 conn.stream.retire(&shared.post(conn.home).registry);
@@ -215,6 +216,7 @@ impl Supervisor {
     }
 
     fn tick(&mut self) {
+        log::write_repeats(false);
         let now = Clock::now();
         self.pools(|broker| {
             broker.pools.tick(now);

@@ -209,6 +209,7 @@ impl Supervisor {
         derive_ahead(&self.live);
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;
+        log::set_format(settings.log_format, settings.log_rate_limit);
         log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, false);
         self.listeners.retune(&tcp_options(settings), settings.tcp_defer_accept);
         for post in &self.shared.posts {

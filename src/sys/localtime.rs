@@ -21,6 +21,19 @@ pub fn local(unix_secs: i64) -> Local {
     Local { stamp: format(&tm, c"%Y-%m-%d %H:%M:%S"), zone: format(&tm, c"%Z") }
 }
 
+/// Universal time to the second, as `YYYY-MM-DDTHH:MM:SS`.
+#[must_use]
+pub fn utc_stamp(unix_secs: i64) -> String {
+    let mut tm = MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both pointers are valid for the call; the thread-safe variant writes nothing but `tm`, and a zeroed tm is a
+    // valid value too, should the year not fit.
+    let tm = unsafe {
+        libc::gmtime_r(&raw const unix_secs, tm.as_mut_ptr());
+        tm.assume_init()
+    };
+    format(&tm, c"%Y-%m-%dT%H:%M:%S")
+}
+
 /// The time as it stands at the head of a syslog message.
 #[must_use]
 pub fn syslog_stamp(unix_secs: i64) -> String {
@@ -56,6 +69,9 @@ mod tests {
             let out = Command::new("date").args(["-d", &format!("@{secs}"), "+%Y-%m-%d %H:%M:%S|%Z"]).output().unwrap();
             let Local { stamp, zone } = local(secs);
             assert_eq!(format!("{stamp}|{zone}\n"), String::from_utf8_lossy(&out.stdout));
+            let utc = ["-u", "-d", &format!("@{secs}"), "+%Y-%m-%dT%H:%M:%S"];
+            let out = Command::new("date").args(utc).output().unwrap();
+            assert_eq!(utc_stamp(secs) + "\n", String::from_utf8_lossy(&out.stdout));
             let short = ["-d", &format!("@{secs}"), "+%b %e %H:%M:%S"];
             let out = Command::new("date").args(short).env("LC_ALL", "C").output().unwrap();
             assert_eq!(syslog_stamp(secs) + "\n", String::from_utf8_lossy(&out.stdout));

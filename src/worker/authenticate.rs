@@ -146,7 +146,7 @@ impl Worker {
             Ok(()) => Err(Disconnect::fatal(text).into()),
             Err(log) => {
                 if let Some(line) = log {
-                    tracing::error!("{}{line}", client.prefix());
+                    tracing::error!(conn = %client.prefix(), "{line}");
                 }
                 Err(Disconnect::fatal(text).into())
             }
@@ -221,7 +221,7 @@ impl Worker {
             }
             Step::Fail(failure) => {
                 for line in failure.log {
-                    tracing::error!("{}{line}", client.prefix());
+                    tracing::error!(conn = %client.prefix(), "{line}");
                 }
                 Err(failure.disconnect.into())
             }
@@ -277,7 +277,7 @@ impl Worker {
         if unknown {
             let user = client.user.as_deref().unwrap_or_default();
             let shown = reported(&name);
-            tracing::info!("{}login failed: db={shown} user={user}", client.prefix());
+            tracing::info!(conn = %client.prefix(), "login failed: db={shown} user={user}");
             return Err(Disconnect::fatal(format!("no such database: {shown}")).into());
         }
         let Some(pool) = client.pool.as_ref().map(|pool| pool.id) else {

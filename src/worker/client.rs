@@ -14,10 +14,11 @@ use crate::auth::choice::Outside;
 use crate::auth::client::ClientAuth;
 use crate::auth::facts::{Facts, Tls};
 use crate::auth::lookup::Answer;
-use crate::config::PoolMode;
 use crate::config::ident::Map;
+use crate::config::{CONSOLE_DATABASE, PoolMode};
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, Ticket, UserId};
+use crate::log::{Conn, Side};
 use crate::net::stream::Stream;
 use crate::relay::side::ClientSide;
 use crate::shared::{PoolShared, UserSecret};
@@ -185,18 +186,18 @@ impl Client {
 
     /// The prefix of log lines about this client.
     #[must_use]
-    pub fn prefix(&self) -> String {
+    pub fn prefix(&self) -> Conn {
         let pool = match &self.phase {
             Phase::Cancel(canceling) => canceling.pool.as_ref(),
             _ => self.pool.as_ref(),
         };
         if let Some(peer_id) = pool.and_then(|pool| pool.peer_id) {
-            return format!("C-{:#x}: peer-{peer_id}@{} ", self.ptr(), self.peer);
+            return self.peer.conn(Side::Client, self.ptr(), Some(peer_id), None, None);
         }
-        let database = pool.map_or("(nodb)", |pool| &pool.database);
-        let database = if self.at_console() { "pgbouncer" } else { database };
-        let user = self.user.as_deref().unwrap_or("(nouser)");
-        format!("C-{:#x}: {database}/{user}@{} ", self.ptr(), self.peer)
+        let database = pool.map(|pool| pool.database.clone());
+        let database = if self.at_console() { Some(CONSOLE_DATABASE.into()) } else { database };
+        let user = self.user.as_deref().map(Into::into);
+        self.peer.conn(Side::Client, self.ptr(), None, database, user)
     }
 
     /// The kind of replication it asked for.

@@ -6,6 +6,7 @@ use crate::admin::refusal::Refusal;
 use crate::admin::reply;
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
+use crate::log::Conn;
 use crate::net::stream::ReadResult;
 use crate::shared::{ConsoleCommand, Request};
 use crate::wire::scan::{Item, Scanner};
@@ -69,7 +70,7 @@ impl Worker {
                     return Err(Disconnect::fatal("bad packet").into());
                 }
                 Said::Unknown => {
-                    tracing::error!("{}unknown pkt from client: {tag}/0x{tag:x}", client.prefix());
+                    tracing::error!(conn = %client.prefix(), "unknown pkt from client: {tag}/0x{tag:x}");
                     return Err(Disconnect::fatal("unknown pkt").into());
                 }
                 Said::End(why) => return Err(why.into()),
@@ -173,10 +174,10 @@ fn console_message(console: &mut Console, own: bool, tag: u8, body: &[u8], out: 
 }
 
 /// The two lines of an error on the console: its text alone, which scripts look for, and whose error it was.
-pub(crate) fn log_refusal(refusal: &Refusal, prefix: &str, log_pooler_errors: bool) {
+pub(crate) fn log_refusal(refusal: &Refusal, conn: &Conn, log_pooler_errors: bool) {
     tracing::error!("{refusal}");
     if log_pooler_errors {
-        tracing::warn!("{prefix}pooler error: {refusal}");
+        tracing::warn!(conn = %conn, "pooler error: {refusal}");
     }
 }
 

@@ -50,7 +50,7 @@ impl Worker {
     pub(super) fn identify(&mut self, client: &mut Client, params: StartupParams) -> Result<(), End> {
         let user = params.user.clone();
         if user.len() > MAX_USER_BYTES {
-            tracing::info!("{}login failed: db={} user={user}", client.prefix(), reported(&params.database));
+            tracing::info!(conn = %client.prefix(), "login failed: db={} user={user}", reported(&params.database));
             return Err(Disconnect::fatal("username too long").into());
         }
         let console = params.database == CONSOLE_DATABASE;
@@ -80,7 +80,7 @@ impl Worker {
         };
         if auth_user.is_some() {
             let name = outside.name();
-            tracing::error!("{}{name} can't be used together with database authentication", client.prefix());
+            tracing::error!(conn = %client.prefix(), "{name} can't be used together with database authentication");
             return Err(Disconnect::fatal("bouncer config error").into());
         }
         if let Phase::Login(login) = &mut client.phase {
@@ -106,7 +106,7 @@ impl Worker {
         if auth_type == AuthType::Any {
             if let Some((_, database)) = &entry {
                 let Some(forced) = &database.user else {
-                    tracing::error!("{}auth_type=any requires forced user", client.prefix());
+                    tracing::error!(conn = %client.prefix(), "auth_type=any requires forced user");
                     return Err(Disconnect::fatal("bouncer config error").into());
                 };
                 user.clone_from(forced);
@@ -120,7 +120,7 @@ impl Worker {
             {
                 return self.look_up(client, user, Some(entry));
             }
-            tracing::info!("{}no such user: {user}", client.prefix());
+            tracing::info!(conn = %client.prefix(), "no such user: {user}");
         }
         self.enter_database(client, entry, Identity { user, known, fetched: false })
     }
@@ -179,8 +179,8 @@ impl Worker {
             let tls = tls::info(&client.stream).unwrap_or_else(|| "no".to_owned());
             let replication = client.replication().log();
             tracing::info!(
-                "{}login attempt: db={database} user={user} tls={tls} replication={replication}",
-                client.prefix()
+                conn = %client.prefix(),
+                "login attempt: db={database} user={user} tls={tls} replication={replication}"
             );
         }
     }
@@ -200,7 +200,7 @@ impl Worker {
             None if user == CONSOLE_DATABASE => Some(Arc::default()),
             None if settings.auth_user.is_some() => return self.look_up(client, user, None),
             None => {
-                tracing::info!("{}no such user: {user}", client.prefix());
+                tracing::info!(conn = %client.prefix(), "no such user: {user}");
                 None
             }
         };
@@ -241,7 +241,7 @@ impl Worker {
             client.user_id = Some(self.pools(|broker| broker.pools.attach_console(shown, is_admin))?);
         }
         if door == Door::OwnUid {
-            tracing::info!("{}pgbouncer access from unix socket", client.prefix());
+            tracing::info!(conn = %client.prefix(), "pgbouncer access from unix socket");
         }
         self.log_attempt(client, user);
         if open {

@@ -181,7 +181,7 @@ impl Worker {
         self.shared.cancel_keys.lock().insert(cancel_key, client.me);
         inherit_keys(row, client.pool.as_deref(), self.live.config.settings.auth_type);
         if self.live.config.settings.log_connections {
-            tracing::info!("{}login attempt: db={database} user={user} tls=no replication=no", client.prefix());
+            tracing::info!(conn = %client.prefix(), "login attempt: db={database} user={user} tls=no replication=no");
         }
         let token = client_token(client.me);
         if let Err(error) = client.stream.register(&self.shared.post(self.id).registry, token) {
@@ -256,6 +256,7 @@ impl Worker {
             request_time: now,
             testing: None,
             replication: Replication::None,
+            lost: None,
             login_reply: None,
         });
         if let Err(error) = server.stream.register(&self.shared.post(home).registry, server_token(me)) {

@@ -167,7 +167,7 @@ impl Worker {
         let rules = Rules { tracked: &|name| names.index_of(name), ignored: &ignored, add_host: host.as_deref() };
         StartupParams::parse(minor, body, &rules).map_err(|refused| {
             if let Some(warning) = refused.warning {
-                tracing::warn!("{}{warning}", client.prefix());
+                tracing::warn!(conn = %client.prefix(), "{warning}");
             }
             refused.disconnect.into()
         })

@@ -91,8 +91,7 @@ impl Worker {
             (None, None) => CONSOLE_DATABASE,
         };
         if name == CONSOLE_DATABASE {
-            let prefix = client.prefix();
-            tracing::error!("{prefix}cannot use the reserved \"{name}\" database as an auth_dbname");
+            tracing::error!(conn = %client.prefix(), "cannot use the reserved \"{name}\" database as an auth_dbname");
             return Err(config_error());
         }
         let now = self.now;
@@ -104,7 +103,7 @@ impl Worker {
             Some((db, false)) => Ok(db),
             Some((_, true)) => Err(Disconnect::fatal(format!("authentication database \"{name}\" is disabled")).into()),
             None => {
-                tracing::error!("{}authentication database \"{name}\" is not configured.", client.prefix());
+                tracing::error!(conn = %client.prefix(), "authentication database \"{name}\" is not configured.");
                 Err(config_error())
             }
         }
@@ -174,7 +173,7 @@ impl Worker {
         if let Phase::Login(login) = &client.phase
             && let Some(params) = &login.params
         {
-            tracing::info!("{}login failed: db={}", client.prefix(), reported(&params.database));
+            tracing::info!(conn = %client.prefix(), "login failed: db={}", reported(&params.database));
         }
         Disconnect::fatal("no such user").into()
     }

@@ -41,6 +41,7 @@ use crate::clock::Clock;
 use crate::config::{Level, LogLine};
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, ServerId, WorkerId};
+use crate::log::EACH_TARGET;
 use crate::pool::Released;
 use crate::relay::out::Out;
 use crate::relay::vars::Interner;
@@ -371,7 +372,13 @@ impl Worker {
 
     fn flush_log(&mut self, client: &Client) {
         for line in self.log.drain(..) {
-            log_line(line.level, &format!("{}{}", client.prefix(), line.text));
+            let (conn, text) = (client.prefix(), &line.text);
+            match line.level {
+                Level::Error => tracing::error!(conn = %conn, "{text}"),
+                Level::Warning => tracing::warn!(conn = %conn, "{text}"),
+                Level::Log => tracing::info!(conn = %conn, "{text}"),
+                Level::Debug => tracing::debug!(conn = %conn, "{text}"),
+            }
         }
     }
 
@@ -474,9 +481,9 @@ pub(crate) fn obey_from_outside(shared: &Shared, actions: &mut Vec<ServerAction>
 /// Writes a line of the core to the log.
 pub(crate) fn log_line(level: Level, text: &str) {
     match level {
-        Level::Error => tracing::error!("{text}"),
-        Level::Warning => tracing::warn!("{text}"),
-        Level::Log => tracing::info!("{text}"),
-        Level::Debug => tracing::debug!("{text}"),
+        Level::Error => tracing::error!(target: EACH_TARGET, "{text}"),
+        Level::Warning => tracing::warn!(target: EACH_TARGET, "{text}"),
+        Level::Log => tracing::info!(target: EACH_TARGET, "{text}"),
+        Level::Debug => tracing::debug!(target: EACH_TARGET, "{text}"),
     }
 }

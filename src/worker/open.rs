@@ -19,6 +19,7 @@ use mio::net::{TcpStream, UnixStream};
 use crate::auth::server::{REFUSAL, ServerAuth};
 use crate::config::LoadBalanceHosts;
 use crate::id::{PoolId, ServerId};
+use crate::log::Conn;
 use crate::net::listener::{TcpOptions, apply_server_options, unix_address, unix_socket_path};
 use crate::net::stream::{ReadResult, Socket, Stream};
 use crate::pool::{Address, FailureKind, LaunchKind, LoginFailure, PoolInfo};
@@ -34,6 +35,7 @@ use crate::worker::Worker;
 use crate::worker::peer::PeerAddr;
 use crate::worker::replication::Dedicated;
 use crate::worker::server::Server;
+use crate::worker::server::server_conn;
 use crate::worker::table::{Place, server_token};
 use crate::worker::tls;
 
@@ -105,11 +107,8 @@ enum Progress {
 }
 
 impl Opening {
-    pub(crate) fn prefix(&self) -> String {
-        if let Some(peer_id) = self.pool.peer_id {
-            return format!("S-{:#x}: peer-{peer_id}@{} ", self.ptr(), self.addr);
-        }
-        format!("S-{:#x}: {}/{}@{} ", self.ptr(), self.pool.database, self.pool.user, self.addr)
+    pub(crate) fn prefix(&self) -> Conn {
+        server_conn(&self.pool, self.ptr(), self.addr)
     }
 
     pub(crate) const fn ptr(&self) -> u64 {
@@ -265,7 +264,7 @@ impl Worker {
         if let Ok(socket) = &socket
             && let Err(error) = apply_server_options(socket.as_fd(), &tcp_options(&self.live.config.settings))
         {
-            tracing::warn!("{}cannot set socket options: {}", opening.prefix(), sys::error_text(&error));
+            tracing::warn!(conn = %opening.prefix(), "cannot set socket options: {}", sys::error_text(&error));
         }
         self.connecting(opening, socket.map(Socket::Tcp), Address::Tcp(addr), &addr.to_string());
     }
@@ -314,7 +313,7 @@ impl Worker {
         if matches!(opening.stage, Stage::Connecting) {
             if let Err(error) = stream.connected() {
                 let text = sys::error_text(&error);
-                tracing::warn!("{}connect failed: {text}", opening.prefix());
+                tracing::warn!(conn = %opening.prefix(), "connect failed: {text}");
                 return Err(Failed::connect("connect failed"));
             }
             if !stream.is_connected() {
@@ -364,8 +363,8 @@ impl Worker {
     fn connected(&mut self, opening: &mut Opening) -> Result<(), Failed> {
         if self.live.config.settings.log_connections {
             match opening.local_addr() {
-                Some(from) => tracing::info!("{}new connection to server (from {from})", opening.prefix()),
-                None => tracing::info!("{}new connection to server", opening.prefix()),
+                Some(from) => tracing::info!(conn = %opening.prefix(), "new connection to server (from {from})"),
+                None => tracing::info!(conn = %opening.prefix(), "new connection to server"),
             }
         }
         if self.carry(opening)? {
@@ -426,6 +425,7 @@ impl Worker {
             request_time: self.now,
             testing: None,
             replication,
+            lost: None,
             login_reply: (replication != Replication::None).then(|| reply.clone()),
         });
         let (id, home, now) = (server.me, self.id, self.now);
@@ -491,7 +491,7 @@ impl Worker {
     fn close_opening(&mut self, mut opening: Opening, reason: &str) {
         if self.live.config.settings.log_disconnections {
             let age = self.now.since(opening.started).secs();
-            tracing::info!("{}closing because: {reason} (age={age}s)", opening.prefix());
+            tracing::info!(conn = %opening.prefix(), "closing because: {reason} (age={age}s)");
         }
         if let Some(stream) = &mut opening.stream {
             stream.retire(&self.shared.post(self.id).registry);

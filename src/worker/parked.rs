@@ -78,13 +78,16 @@ impl Worker {
             let read = match conn.stream.read(&mut self.scratch.input) {
                 ReadResult::Data(n) => n,
                 ReadResult::Nothing => break,
-                ReadResult::Eof | ReadResult::Failed(_) => return Found::Gone,
+                gone @ (ReadResult::Eof | ReadResult::Failed(_)) => {
+                    conn.lost_while_reading(&gone);
+                    return Found::Gone;
+                }
             };
             let mut pos = 0;
             while let Ok(Some(item)) = conn.side.scan.next(&self.scratch.input[..read], &mut pos, i32::MAX as u32) {
                 if let Item::Whole { tag, .. } | Item::Begin { tag, .. } = item {
                     let shown = char::from(tag);
-                    tracing::warn!("{}got packet '{shown}' from server when not linked", conn.prefix());
+                    tracing::warn!(conn = %conn.prefix(), "got packet '{shown}' from server when not linked");
                     dirty |= tag != be::NOTIFICATION_RESPONSE;
                 }
             }
@@ -103,7 +106,10 @@ impl Worker {
 
     fn test_turn(&mut self, mut conn: Box<Server>) {
         let crashed = "server conn crashed?";
-        if conn.stream.is_blocked() && conn.stream.flush().is_err() {
+        if conn.stream.is_blocked()
+            && let Err(error) = conn.stream.flush()
+        {
+            conn.lose(&error);
             return self.drop_server(*conn, crashed);
         }
         while conn.stream.readable() {
@@ -115,7 +121,10 @@ impl Worker {
                     Downstream { client: None, server: &mut conn.side, ctx: &mut ctx, out }.run(&scratch.input[..n])
                 }
                 ReadResult::Nothing => Ok(()),
-                ReadResult::Eof | ReadResult::Failed(_) => Err(Disconnect::silent(crashed)),
+                gone @ (ReadResult::Eof | ReadResult::Failed(_)) => {
+                    conn.lost_while_reading(&gone);
+                    Err(Disconnect::silent(crashed))
+                }
             };
             scratch.to_client.clear();
             self.scratch = scratch;

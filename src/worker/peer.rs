@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::log::{Conn, Side};
 
 /// Address of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,19 @@ pub enum PeerAddr {
 }
 
 impl PeerAddr {
+    /// A connection with this other end, for a log line.
+    #[must_use]
+    pub fn conn(
+        self,
+        side: Side,
+        ptr: u64,
+        peer_id: Option<u16>,
+        database: Option<Arc<str>>,
+        user: Option<Arc<str>>,
+    ) -> Conn {
+        Conn { side, ptr, peer_id, database, user, addr: self.show(), port: self.port(), shown: self.to_string() }
+    }
+
     #[must_use]
     pub const fn port(self) -> u16 {
         match self {

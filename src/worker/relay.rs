@@ -78,7 +78,10 @@ impl Worker {
             client.stream.flush().map_err(|_| gone())?;
         }
         if let Some(server) = &mut client.server {
-            if server.stream.is_blocked() && server.stream.flush().is_err() {
+            if server.stream.is_blocked()
+                && let Err(error) = server.stream.flush()
+            {
+                server.lose(&error);
                 return Err(crashed());
             }
             if server.stream.readable() && !client.stream.is_blocked() {
@@ -109,8 +112,9 @@ impl Worker {
                 self.scratch = scratch;
                 return Ok(false);
             }
-            ReadResult::Eof | ReadResult::Failed(_) => {
+            gone @ (ReadResult::Eof | ReadResult::Failed(_)) => {
                 self.scratch = scratch;
+                server.lost_while_reading(&gone);
                 if client.mode != PoolMode::Session && settled(&client.side, &server.side) && client.input.is_none() {
                     server.side.leaving = true;
                     return Ok(false);
@@ -264,6 +268,9 @@ impl Worker {
         let waits = align(&mut client.side, &mut server.side, &mut ctx, &mut self.scratch.to_server);
         let written = server.stream.write_out(&self.scratch.to_server, &[]);
         self.scratch.to_server.clear();
+        if let Err(error) = &written {
+            server.lose(error);
+        }
         client.server = Some(server);
         written.map_err(|_| crashed())?;
         Ok(!waits)
@@ -414,7 +421,11 @@ impl Worker {
         let settings = &self.live.config.settings;
         if settings.log_disconnections && self.worth_a_line(&client, &end) {
             let age = self.now.since(client.connect_time).secs();
-            tracing::info!("{}closing because: {} (age={age}s)", client.prefix(), cut(&end.why.reason));
+            let (conn, reason) = (client.prefix(), cut(&end.why.reason));
+            match client.server.as_ref().and_then(|server| server.lost.as_deref()) {
+                Some(cause) => tracing::info!(conn = %conn, cause, "closing because: {reason} (age={age}s)"),
+                None => tracing::info!(conn = %conn, "closing because: {reason} (age={age}s)"),
+            }
         }
         if let Some(server) = client.server.take() {
             self.part(&client, server, &end);
@@ -439,7 +450,7 @@ impl Worker {
         }
         let text = if end.why.verbatim { &*end.why.reason } else { cut(&end.why.reason) };
         if self.live.config.settings.log_pooler_errors {
-            tracing::warn!("{}pooler error: {text}", client.prefix());
+            tracing::warn!(conn = %client.prefix(), "pooler error: {text}");
         }
         let mid_message = client.server.as_ref().is_some_and(|server| server.side.scan.in_body());
         if mid_message || client.stream.is_blocked() {
@@ -534,7 +545,11 @@ impl Worker {
     pub(super) fn close_server(&mut self, mut server: Server, reason: &str) {
         if self.live.config.settings.log_disconnections {
             let age = self.now.since(server.connect_time).secs();
-            tracing::info!("{}closing because: {} (age={age}s)", server.prefix(), cut(reason));
+            let (conn, reason) = (server.prefix(), cut(reason));
+            match server.lost.as_deref() {
+                Some(cause) => tracing::info!(conn = %conn, cause, "closing because: {reason} (age={age}s)"),
+                None => tracing::info!(conn = %conn, "closing because: {reason} (age={age}s)"),
+            }
         }
         if server.side.ready && !server.stream.is_blocked() {
             let _ = server.stream.write_bytes(&[b'X', 0, 0, 0, 4]);
@@ -557,7 +572,8 @@ impl Worker {
         server.side.ready = false;
         server.testing = Some(query);
         server.request_time = self.now;
-        if server.stream.write_bytes(&out).is_err() {
+        if let Err(error) = server.stream.write_bytes(&out) {
+            server.lose(&error);
             self.drop_server(*server, "server conn crashed?");
             return;
         }

@@ -1,12 +1,15 @@
 //! A server connection that has logged in.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::id::{ServerId, WorkerId};
-use crate::net::stream::Stream;
+use crate::log::{Conn, Side};
+use crate::net::stream::{ReadResult, Stream};
 use crate::pool::TestQuery;
 use crate::relay::side::ServerSide;
 use crate::shared::{LoginReply, PoolShared};
+use crate::sys;
 use crate::time::Micros;
 use crate::wire::startup::Replication;
 use crate::worker::client::socket_ptr;
@@ -31,8 +34,18 @@ pub struct Server {
     pub testing: Option<TestQuery>,
     /// Anything but `None`: opened for one replication client.
     pub replication: Replication,
+    /// What the operating system said when the socket failed; `None` while it has not.
+    pub lost: Option<Box<str>>,
     /// What that client is told should it still wait for its login reply.
     pub login_reply: Option<Arc<LoginReply>>,
+}
+
+/// A connection to a server, for a log line.
+pub(crate) fn server_conn(pool: &PoolShared, ptr: u64, addr: PeerAddr) -> Conn {
+    let peer_id = pool.peer_id;
+    let named = |name: &Arc<str>| peer_id.is_none().then(|| name.clone());
+    let (database, user) = (named(&pool.database), named(&pool.user));
+    addr.conn(Side::Server, ptr, peer_id, database, user)
 }
 
 impl Server {
@@ -44,8 +57,22 @@ impl Server {
 
     /// The prefix of log lines about this server.
     #[must_use]
-    pub fn prefix(&self) -> String {
-        format!("S-{:#x}: {}/{}@{} ", self.ptr(), self.pool.database, self.pool.user, self.addr)
+    pub fn prefix(&self) -> Conn {
+        server_conn(&self.pool, self.ptr(), self.addr)
+    }
+
+    /// Notes why the socket cannot be used any more, for the log.
+    pub(crate) fn lose(&mut self, error: &io::Error) {
+        self.lost = Some(sys::error_text(error).into());
+    }
+
+    /// The same, when reading has shown it.
+    pub(crate) fn lost_while_reading(&mut self, read: &ReadResult) {
+        match read {
+            ReadResult::Eof => self.lost = Some("the server closed the connection".into()),
+            ReadResult::Failed(error) => self.lose(error),
+            ReadResult::Data(_) | ReadResult::Nothing => {}
+        }
     }
 
     /// The process id that the server gave in BackendKeyData.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, ServerId};
+use crate::log::Conn;
 use crate::net::stream::{Handshake, Stream};
 use crate::net::tls::session::Work;
 use crate::shared::Message;
@@ -99,8 +100,8 @@ pub(super) fn info(stream: &Stream) -> Option<String> {
 }
 
 /// Logs why a handshake failed; a client is told nothing more than the alert that it got.
-fn handshake_failed(prefix: &str, why: &str) -> Disconnect {
-    tracing::warn!("{prefix}{}", failure(why));
+fn handshake_failed(conn: &Conn, why: &str) -> Disconnect {
+    tracing::warn!(conn = %conn, "{}", failure(why));
     gone()
 }
 

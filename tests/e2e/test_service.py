@@ -1,5 +1,6 @@
 """The machine around the daemon: syslog, the journal, sockets passed by a service manager."""
 
+import json
 import os
 import re
 import signal
@@ -93,6 +94,17 @@ def test_syslog(make_pooler, collector):
     packets = texts(collector, "pooler-2")
     assert re.match(rf"<38>.{{15}} pooler-2\[{pooler.process.pid}\]: C-0x", packets[-1])
     assert not any("db=p0 user=app" in p for p in packets[1:]), "it was off"
+
+
+@needs_namespace
+@pytest.mark.ours
+def test_syslog_gets_objects_too(make_pooler, collector):
+    pooler = make_pooler(start=False, ini={"syslog": 1, "log_format": "json"})
+    with open(pooler.stderr, "ab") as err:
+        in_namespace(pooler, own_dev(collector), stderr=err)
+    for packet in texts(collector, "process up:"):
+        event = json.loads(packet.split("]: ", 1)[1])
+        assert list(event) == ["ts", "pid", "level", "message"] and event["pid"] == pooler.process.pid
 
 
 @needs_namespace

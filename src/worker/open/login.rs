@@ -65,7 +65,7 @@ impl Worker {
             Handshake::Done => {
                 if self.live.config.settings.log_connections {
                     let info = opening.tls_info().unwrap_or_default();
-                    tracing::info!("{}SSL established: {info}", opening.prefix());
+                    tracing::info!(conn = %opening.prefix(), "SSL established: {info}");
                 }
                 self.send_startup(opening)?;
                 Ok(true)
@@ -233,7 +233,7 @@ impl Worker {
                 Ok(Progress::Wait)
             }
             Step::Fail(failure) => {
-                tracing::error!("{}{}", opening.prefix(), failure.log);
+                tracing::error!(conn = %opening.prefix(), "{}", failure.log);
                 let relay = failure.told.map(Disconnect::fatal);
                 let reason = failure.told.unwrap_or(REFUSAL).to_owned();
                 Err(Failed { reason, kind: FailureKind::Login { relay } })
@@ -276,6 +276,6 @@ fn refused(body: &[u8]) -> Failed {
 
 /// Logs why a handshake failed.
 fn handshake_failed(opening: &Opening, why: &str) -> Failed {
-    tracing::warn!("{}{}", opening.prefix(), tls::failure(why));
+    tracing::warn!(conn = %opening.prefix(), "{}", tls::failure(why));
     crashed()
 }
