@@ -59,6 +59,9 @@ impl Downstream<'_, '_> {
     /// The header of a cut message; `before..pos` is its part in the input.
     fn begin(&mut self, tag: u8, body_len: u32, before: usize, pos: usize) -> Result<(), Disconnect> {
         let header = self.server.scan.header();
+        if body_len > 0 && has_no_body(tag) {
+            return Err(Disconnect::fatal("bad pkt header"));
+        }
         let decides = matches!(tag, be::PARAMETER_STATUS | be::COMMAND_COMPLETE | be::READY_FOR_QUERY);
         if decides || body_len <= SMALL_BODY || (tag == be::ERROR_RESPONSE && self.error_is_ours()) {
             self.server.collect.clear();
@@ -296,6 +299,19 @@ impl Downstream<'_, '_> {
             client.vars = self.ctx.interner.intern(client.vars.with(index, value));
         }
     }
+}
+
+/// Messages that are a header and nothing else.
+const fn has_no_body(tag: u8) -> bool {
+    matches!(
+        tag,
+        be::NO_DATA
+            | be::PARSE_COMPLETE
+            | be::BIND_COMPLETE
+            | be::CLOSE_COMPLETE
+            | be::EMPTY_QUERY_RESPONSE
+            | be::PORTAL_SUSPENDED
+    )
 }
 
 /// The fields of an error with one quoted name replaced by another.
