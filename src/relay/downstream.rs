@@ -38,6 +38,10 @@ impl Downstream<'_, '_> {
         self.ctx.tally.server_bytes += input.len() as u64;
         let mut pos = 0;
         loop {
+            // its last words have been heard
+            if self.server.leaving {
+                return Ok(());
+            }
             let before = pos;
             let next = self.server.scan.next(input, &mut pos, self.ctx.max_packet);
             let item = next.map_err(|_| Disconnect::fatal("bad pkt header"))?;
