@@ -118,7 +118,8 @@ impl std::fmt::Debug for Session {
 }
 
 /// What the handshake needs next.
-pub(crate) enum Next {
+#[derive(Debug)]
+pub enum Next {
     /// It is over.
     Established,
     /// More bytes of the peer.
@@ -247,7 +248,7 @@ impl Session {
     }
 
     /// Goes on with the handshake; what is to be sent is appended to `out`.
-    pub(crate) fn advance(&mut self, out: &mut Vec<u8>) -> Next {
+    pub fn advance(&mut self, out: &mut Vec<u8>) -> Next {
         let Some(conn) = &mut self.conn else { return Next::Away };
         if self.established {
             return Next::Established;
@@ -272,7 +273,7 @@ impl Session {
     }
 
     /// Takes back work that was done; what is to be sent is appended to `out`.
-    pub(crate) fn worked(&mut self, work: Work, out: &mut Vec<u8>) -> Next {
+    pub fn worked(&mut self, work: Work, out: &mut Vec<u8>) -> Next {
         let Work { conn, received, unread, out: said, result } = work;
         (self.conn, self.received, self.unread) = (Some(conn), received, unread);
         out.extend_from_slice(&said);
@@ -298,7 +299,7 @@ impl Session {
     ///
     /// # Errors
     /// There are too many of them.
-    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Result<(), String> {
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), String> {
         if self.received.is_empty() {
             self.tried = 0;
         }
