@@ -82,10 +82,38 @@ pub fn init(quiet: bool, verbose: u8) {
     VERBOSE.store(verbose, Ordering::Relaxed);
     STDERR.store(!quiet, Ordering::Relaxed);
     JOURNAL.get_or_init(Journal::behind_stderr);
+    remember_panics();
     let subscriber = tracing_subscriber::registry().with(LineLayer);
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         tracing::callsite::rebuild_interest_cache();
     }
+}
+
+thread_local! {
+    /// Where and why this thread panicked last.
+    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Lets every panic be remembered by its thread, for whoever catches it. Nothing is logged here: the panic may have come
+/// while a line was being written.
+fn remember_panics() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload_as_str().unwrap_or("no reason given");
+        let place = info.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
+        LAST_PANIC.with(|last| {
+            if let Ok(mut last) = last.try_borrow_mut() {
+                *last = format!("{text}{place}");
+            }
+        });
+        default(info);
+    }));
+}
+
+/// The panic that this thread has just caught.
+#[must_use]
+pub fn last_panic() -> String {
+    LAST_PANIC.with(|last| last.try_borrow_mut().map(|mut last| std::mem::take(&mut *last)).unwrap_or_default())
 }
 
 /// Changes the verbosity of the running process.

@@ -355,6 +355,22 @@ pub struct Post {
     pub clients: AtomicUsize,
 }
 
+impl Message {
+    /// The server that a message is about, where it is not one that a client holds.
+    #[must_use]
+    pub const fn server(&self) -> Option<ServerId> {
+        match self {
+            Self::Launch { server, .. }
+            | Self::Evict { server, .. }
+            | Self::ServerDerived { server, .. }
+            | Self::ServerShook { server, .. }
+            | Self::Resolved { server, .. } => Some(*server),
+            Self::Check { conn, .. } => Some(conn.me),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Debug for Message {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Message")

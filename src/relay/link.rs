@@ -146,3 +146,9 @@ pub(crate) fn give_due(server: &mut ServerSide, back: &mut Out) {
 pub(crate) fn no_owner() -> Disconnect {
     Disconnect::fatal("server sent an answer that nobody waits for")
 }
+
+/// Is this the end of a connection because of what cannot be?
+#[must_use]
+pub fn is_impossible(why: &Disconnect) -> bool {
+    *why == no_owner()
+}

@@ -19,6 +19,8 @@ pub(crate) mod open;
 mod parked;
 pub mod peer;
 pub(crate) mod picture;
+#[cfg(debug_assertions)]
+mod plant;
 mod relay;
 pub mod replication;
 pub mod server;
@@ -207,11 +209,21 @@ impl Worker {
                     self.turn(client);
                 }
             }
-            Subject::Server(server) => self.server_event(server, event),
+            Subject::Server(server) => {
+                self.turning.attends(Some(server));
+                self.server_event(server, event);
+                self.turning.attends(None);
+            }
         }
     }
 
     fn message(&mut self, message: Message) {
+        self.turning.attends(message.server());
+        self.obey_message(message);
+        self.turning.attends(None);
+    }
+
+    fn obey_message(&mut self, message: Message) {
         match message {
             Message::Accepted(accepted) => self.adopt(accepted),
             Message::Wake(client) => self.wake(client),
@@ -391,7 +403,8 @@ impl Worker {
 
     /// A turn panicked: what it held is closed and forgotten, everybody else is unharmed.
     fn after_panic(&mut self) {
-        self.shared.guard_trips.fetch_add(1, Ordering::Relaxed);
+        let trips = self.shared.guard_trips.fetch_add(1, Ordering::Relaxed) + 1;
+        let bug = crate::log::last_panic();
         if self.scratch.input.is_empty() {
             self.scratch.input = scratch_buffer(&self.live);
         }
@@ -399,8 +412,17 @@ impl Worker {
         self.scratch.to_server.clear();
         self.log.clear();
         self.tally = Counters::default();
-        let Some(held) = self.turning.take() else { return };
-        tracing::error!("a bug ended one connection: client {:?}, server {:?}", held.client, held.server);
+        let (held, attended) = self.turning.take();
+        let held = match (held, attended) {
+            (Some(held), _) => held,
+            (None, Some(server)) => return self.abandon_server(server, trips, &bug),
+            (None, None) => {
+                tracing::error!("a bug ended one turn: {bug} ({trips} so far)");
+                return;
+            }
+        };
+        let (client, server) = (held.client, held.server);
+        tracing::error!("a bug ended one connection: client {client:?}, server {server:?}: {bug} ({trips} so far)");
         self.clients.forget(held.client);
         self.shared.post(self.id).clients.fetch_sub(1, Ordering::Relaxed);
         self.shared.clients.fetch_sub(1, Ordering::Relaxed);
@@ -412,7 +434,7 @@ impl Worker {
             self.places.clear(server);
         }
         let now = self.now;
-        self.pools(|broker| {
+        self.pools_after_panic(|broker| {
             broker.replicating.remove(&held.client);
             if let Some(ticket) = held.ticket {
                 broker.pools.abandon(ticket, now);
@@ -424,6 +446,22 @@ impl Worker {
                 broker.pools.detach(pool, user, held.counted_ready, now);
             }
         });
+    }
+
+    /// A turn of a server without a client panicked.
+    fn abandon_server(&mut self, server: ServerId, trips: u64, bug: &str) {
+        tracing::error!("a bug ended one connection: server {server:?}: {bug} ({trips} so far)");
+        self.places.clear(server);
+        let now = self.now;
+        self.pools_after_panic(|broker| broker.pools.gone(server, now));
+    }
+
+    /// A bug in the pools themselves may show itself again: the worker lives on all the same.
+    fn pools_after_panic(&mut self, call: impl FnOnce(&mut Broker)) {
+        if catch_unwind(AssertUnwindSafe(|| self.pools(call))).is_err() {
+            self.shared.guard_trips.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("what a bug held could not be given back: {}", crate::log::last_panic());
+        }
     }
 
     pub(crate) fn place(&mut self, server: ServerId) -> Option<&mut Place> {

@@ -294,6 +294,8 @@ impl Worker {
     /// An event on a connection being opened.
     pub(super) fn opening_event(&mut self, server: ServerId, event: &Event) {
         let Place::Opening(mut opening) = self.places.take(server) else { return };
+        #[cfg(debug_assertions)]
+        crate::worker::plant::opening();
         if let Some(stream) = &mut opening.stream {
             stream.note(event);
         }

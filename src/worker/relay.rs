@@ -13,7 +13,7 @@ use crate::id::ClientRef;
 use crate::net::stream::ReadResult;
 use crate::pool::{Checkout, Collected, Grant, WaitFor, Want};
 use crate::relay::downstream::Downstream;
-use crate::relay::link::{Ctx, align, settled};
+use crate::relay::link::{Ctx, align, is_impossible, settled};
 use crate::relay::outstanding::{Give, Request};
 use crate::relay::side::TxStatus;
 use crate::relay::upstream::{Flow, Unlinked, Upstream, unlinked};
@@ -131,9 +131,29 @@ impl Worker {
         let written = client.stream.write_out(&scratch.to_client, input);
         scratch.to_client.clear();
         self.scratch = scratch;
-        ran.map_err(End::both)?;
+        if let Err(why) = ran {
+            self.note_impossible(client, &why);
+            return Err(End::both(why));
+        }
         written.map_err(|_| gone())?;
         Ok(true)
+    }
+
+    /// An answer without an owner is a bug, of ours or of the server: it is counted, and logged once with what was known.
+    #[cold]
+    fn note_impossible(&self, client: &Client, why: &Disconnect) {
+        let Some(server) = client.server.as_ref().filter(|_| is_impossible(why)) else { return };
+        let trips = self.shared.guard_trips.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        let side = &server.side;
+        let (head, owed) = (side.scan.header()[0], side.outstanding.len());
+        tracing::error!(
+            "{}{} (last cut message '{}', {owed} answers owed, {:?}, {}; {trips} so far)",
+            server.prefix(),
+            why.reason,
+            head.escape_ascii(),
+            side.tx,
+            if side.outstanding.skipping() { "skipping to Sync" } else { "not skipping" },
+        );
     }
 
     /// Gives the server back if nothing ties it to the client any more.
@@ -207,6 +227,8 @@ impl Worker {
     /// Client input, from the scratch or from where it waited.
     #[inline]
     pub(super) fn client_bytes(&mut self, client: &mut Client, input: &[u8]) -> Result<(), End> {
+        #[cfg(debug_assertions)]
+        crate::worker::plant::client(input);
         let mut at = 0;
         if client.server.is_none() {
             let mut ctx = context!(self, client.mode);

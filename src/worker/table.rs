@@ -168,7 +168,11 @@ impl Places {
 
 /// What a turn holds: enough to give everything back should the turn panic.
 #[derive(Debug, Default)]
-pub(crate) struct Turning(Option<Held>);
+pub(crate) struct Turning {
+    held: Option<Held>,
+    /// A server that the turn is about, without a client of its own.
+    attended: Option<ServerId>,
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
@@ -185,7 +189,7 @@ pub(crate) struct Held {
 impl Turning {
     #[inline]
     pub(crate) fn begin(&mut self, client: &Client) {
-        self.0 = Some(Held {
+        self.held = Some(Held {
             client: client.me,
             server: client.server.as_ref().map(|server| server.me),
             pool: client.pool.as_ref().map(|pool| pool.id),
@@ -200,18 +204,25 @@ impl Turning {
     /// The client was linked to a server, or let it go, in mid-turn.
     #[inline]
     pub(crate) fn holds(&mut self, server: Option<ServerId>) {
-        if let Some(held) = &mut self.0 {
+        if let Some(held) = &mut self.held {
             held.server = server;
         }
     }
 
     #[inline]
     pub(crate) fn done(&mut self) {
-        self.0 = None;
+        self.held = None;
     }
 
-    pub(crate) fn take(&mut self) -> Option<Held> {
-        self.0.take()
+    /// The turn is about a server that is being opened or tested, or that is parked.
+    #[inline]
+    pub(crate) fn attends(&mut self, server: Option<ServerId>) {
+        self.attended = server;
+    }
+
+    /// After a panic: what a client's turn held, or the server that the turn was about.
+    pub(crate) fn take(&mut self) -> (Option<Held>, Option<ServerId>) {
+        (self.held.take(), self.attended.take())
     }
 }
 

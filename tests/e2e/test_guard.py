@@ -1,0 +1,97 @@
+"""What cannot be, if it is: it costs the connections that it concerns, is logged once and counted, and hurts nobody else."""
+
+import contextlib
+import socket
+import threading
+
+import pytest
+
+from support.system import until
+from support.way import in_background, pump, serve
+from support.wire import Closed, message, query
+
+pytestmark = pytest.mark.ours
+BUG = "a bug ended one connection: "
+
+
+class Slip:
+    """A way to PostgreSQL that slips in bytes of its own behind what the server says next."""
+
+    def __init__(self, port):
+        self._target, self.more = port, b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        serve(self._listener, self._join)
+
+    def _join(self, near):
+        far = socket.create_connection(("127.0.0.1", self._target))
+
+        def send(data):
+            more, self.more = self.more, b""
+            near.sendall(data + more)
+
+        in_background(pump, near, far)
+        threading.Thread(target=pump, args=(far, near, send), daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._listener.close()
+
+
+@pytest.mark.parametrize("slipped", [message("C", b"SELECT 1\0"), message("Z", b"I"), message("1"), message("D", b"\0\0")])
+def test_an_answer_without_an_owner_ends_both_and_is_logged_once(make_pooler, pg, slipped):
+    with Slip(pg.port) as way:
+        pooler = make_pooler(start=False, ini={"default_pool_size": 2, "worker_threads": 1})
+        pooler.databases["p0"]["port"] = way.port
+        pooler.write()
+        pooler.start()
+        for round in (1, 2):
+            with pooler.login() as victim, pooler.login() as other:
+                other.query("BEGIN")
+                assert victim.query("SELECT 1").value == "1"
+                way.more = slipped
+                victim.send(query("SELECT 2"))
+                assert victim.result().value == "2"
+                victim.expect_fatal("server sent an answer that nobody waits for")
+                assert other.query("SELECT 3").value == "3"
+                other.query("COMMIT")
+            pooler.wait_log("answers owed", round)
+            assert f"; {round} so far)" in pooler.log()
+        assert pooler.log().count("answers owed") == 2
+        until(lambda: pooler.pool()["sv_active"] == 0 and pooler.pool()["cl_active"] == 0)
+
+
+@contextlib.contextmanager
+def planted(make_pooler, binary, monkeypatch, bug):
+    monkeypatch.setenv("PGUSHER_PLANTED_BUG", bug)
+    pooler = make_pooler(ini={"default_pool_size": 1, "worker_threads": 2})
+    if b"PGUSHER_PLANTED_BUG" not in binary.path.read_bytes():
+        pytest.skip("bugs are planted in builds with assertions")
+    yield pooler
+    # what was to be seen was seen
+    pooler.stderr.write_text("")
+
+
+def test_a_panic_in_the_turn_of_a_client_costs_its_connections(make_pooler, binary, monkeypatch):
+    with planted(make_pooler, binary, monkeypatch, "client") as pooler, pooler.login() as other:
+        for round in (1, 2, 3):
+            with pooler.login() as victim:
+                assert victim.query("BEGIN").tags == ["BEGIN"]
+                victim.send(query("SELECT 1 /* planted bug */"))
+                with pytest.raises((Closed, ConnectionError)):
+                    victim.recv()
+            pooler.wait_log(BUG, round)
+            # the only server of the pool was the victim's
+            assert other.query("SELECT 4").value == "4"
+        assert pooler.log().count("planted bug at src/worker/plant.rs") == 3 and "(3 so far)" in pooler.log()
+        until(lambda: pooler.pool()["cl_active"] == 1 and pooler.pool()["sv_active"] == 0)
+        assert pooler.show("lists") is not None
+
+
+def test_a_panic_while_a_server_is_opened_is_survived_by_those_who_wait(make_pooler, binary, monkeypatch):
+    with planted(make_pooler, binary, monkeypatch, "opening") as pooler, pooler.login() as wire:
+        assert wire.query("SELECT 5").value == "5"
+        assert pooler.log().count(BUG) == 1
+        until(lambda: pooler.pool()["sv_login"] == 0 and pooler.pool()["sv_idle"] == 1)
