@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 /// One backend.
+#[derive(Debug)]
 pub(crate) struct Postgres {
     /// Input that is not a whole message yet.
     input: Vec<u8>,
@@ -47,9 +48,15 @@ impl Postgres {
         }
     }
 
-    /// Nothing half read, no transaction.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.input.is_empty() && self.status == b'I' && !self.skipping && !self.copying
+    /// No transaction, and not in the middle of anything.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.status == b'I' && !self.skipping && !self.copying
+    }
+
+    /// Would hear nothing but Flush, if `more` came too.
+    pub(crate) fn hears_nothing_new(&self, more: &[u8]) -> bool {
+        let under_way = [&self.input, more].concat();
+        under_way.chunks(5).all(|message| message == b"H\0\0\0\x04")
     }
 
     pub(crate) const fn in_copy(&self) -> bool {
