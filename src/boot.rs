@@ -48,6 +48,8 @@ pub fn run(options: &Options) -> Result<(), NotStarted> {
     // The first reading is the zero of all later ones.
     let _ = Clock::now();
     log::init(options.quiet, options.verbose);
+    // before the first secret is read
+    sys::limits::no_core_dumps();
     let ended = start(options);
     log::write_repeats(true);
     ended.map_err(|Fatal(text)| {

@@ -30,6 +30,15 @@ pub fn reachable_fd_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, hard)| soft.max(hard.min(kernel_maximum())))
 }
 
+/// No core dumps: they would hold passwords and keys. Only the soft limit is lowered, so that whoever hunts a crash can lift
+/// it for a running process (`prlimit --core`). Whether debuggers may look into the process is left to the system: making
+/// it undumpable would hide its /proc from operators and gain nothing against its own user.
+pub fn no_core_dumps() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_CORE) {
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, hard);
+    }
+}
+
 fn kernel_maximum() -> u64 {
     let text = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
     text.trim().parse().unwrap_or(1 << 20)
@@ -50,6 +59,13 @@ impl FdLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn core_dumps_are_off_and_can_be_had() {
+        let (_, before) = getrlimit(Resource::RLIMIT_CORE).expect("readable");
+        no_core_dumps();
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE), Ok((0, before)));
+    }
 
     #[test]
     fn soft_limit_is_raised() {
