@@ -3,6 +3,8 @@
 //! Messages to a worker are the only way to reach its clients. A message that carries a server connection is put into the
 //! inbox, which outlives the worker's turn, so that nothing in it can be lost while the process runs.
 
+mod cells;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -28,6 +30,8 @@ use crate::disconnect::Disconnect;
 use crate::helpers::Helpers;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
 use crate::log::Conn;
+use crate::metrics::Format;
+use crate::metrics::picture::Clients;
 use crate::net::stream::Socket;
 use crate::net::tls::Contexts;
 use crate::net::tls::session::Work;
@@ -36,8 +40,14 @@ use crate::relay::handover::Known;
 use crate::relay::prepared::Statements;
 use crate::relay::vars::{TrackedNames, Vars};
 use crate::stats::Counters;
+use crate::stats::ends::Ends;
+use crate::stats::histogram::{Span, Times};
+use crate::time::Micros;
 use crate::worker::peer::PeerAddr;
 use crate::worker::server::Server;
+
+use cells::Cells;
+pub use cells::Load;
 
 /// What clients of a pool are told at login: filled by the pool's first server.
 #[derive(Debug)]
@@ -57,7 +67,7 @@ pub struct PoolShared {
     pub forced: bool,
     /// Set for the pool of a peer, which only carries cancel requests; the names mean nothing then.
     pub peer_id: Option<u16>,
-    cells: Box<[Cell]>,
+    cells: Cells,
     /// Which item of the host list the next connection takes.
     pub next_host: AtomicU32,
     /// The last connect attempt failed; a host list without load balancing then moves on.
@@ -84,11 +94,6 @@ impl std::fmt::Debug for LoginCache {
     }
 }
 
-/// The counters of one worker for one pool: written by that worker alone, read by anybody.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Cell([AtomicU64; Counters::COUNT]);
-
 impl PoolShared {
     #[must_use]
     pub fn new(id: PoolId, info: &PoolInfo, workers: usize) -> Self {
@@ -98,7 +103,7 @@ impl PoolShared {
             user: info.user.as_str().into(),
             forced: info.forced,
             peer_id: info.peer.as_ref().map(|peer| peer.id),
-            cells: (0..workers).map(|_| Cell::default()).collect(),
+            cells: Cells::new(workers),
             next_host: AtomicU32::new(0),
             connect_failed: AtomicBool::new(false),
             logins: Mutex::default(),
@@ -108,25 +113,25 @@ impl PoolShared {
     /// Adds what a turn of `worker` counted. Only that worker may call this.
     #[inline]
     pub fn add(&self, worker: WorkerId, tally: &Counters) {
-        let Some(cell) = self.cells.get(usize::from(worker)) else { return };
-        for (counter, &more) in cell.0.iter().zip(&tally.in_order()) {
-            if more > 0 {
-                // One writer: a plain addition that readers see whole.
-                counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
-            }
-        }
+        self.cells.add(worker, tally);
+    }
+
+    /// Notes how long something took that ended at `worker`. Only that worker may call this.
+    #[inline]
+    pub fn record(&self, worker: WorkerId, span: Span, took: Micros) {
+        self.cells.record(worker, span, took);
     }
 
     /// The counters of all workers together.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let mut sum = [0_u64; Counters::COUNT];
-        for cell in &self.cells {
-            for (total, counter) in sum.iter_mut().zip(&cell.0) {
-                *total = total.wrapping_add(counter.load(Ordering::Relaxed));
-            }
-        }
-        Counters::from_order(sum)
+        self.cells.counters()
+    }
+
+    /// The times of all workers together.
+    #[must_use]
+    pub fn times(&self) -> Times {
+        self.cells.times()
     }
 }
 
@@ -261,6 +266,8 @@ pub enum Message {
     Live(Arc<Live>),
     /// Rows of all sockets of this worker.
     Picture(oneshot::Sender<Vec<SocketRow>>),
+    /// Its clients counted by who they are.
+    Census(oneshot::Sender<Clients>),
     /// The answer to a console command: bytes for the client; then it may send the next one.
     ConsoleReply {
         client: ClientRef,
@@ -330,6 +337,11 @@ pub enum Request {
     Drained,
     /// A console has left.
     ConsoleLeft,
+    /// Metrics are wanted.
+    Scrape {
+        format: Format,
+        reply: oneshot::Sender<String>,
+    },
     /// Somebody cancelled a console command; `waiting` if one was under way.
     CancelConsole {
         waiting: bool,
@@ -353,6 +365,7 @@ pub struct Post {
     pub registry: Registry,
     /// Clients that live there.
     pub clients: AtomicUsize,
+    pub load: Load,
 }
 
 impl Message {
@@ -380,7 +393,7 @@ impl std::fmt::Debug for Message {
 impl Post {
     #[must_use]
     pub fn new(waker: Waker, registry: Registry) -> Self {
-        Self { inbox: Mutex::default(), waker, registry, clients: AtomicUsize::new(0) }
+        Self { inbox: Mutex::default(), waker, registry, clients: AtomicUsize::new(0), load: Load::default() }
     }
 
     /// Leaves a message; wakes the worker if it has not been woken for an earlier one.
@@ -433,6 +446,8 @@ pub struct Shared {
     pub guard_trips: AtomicU64,
     /// Statistics of the console's own pool.
     pub console_counters: Mutex<Counters>,
+    /// Why connections were closed, and errors.
+    pub ends: Mutex<Ends>,
 }
 
 impl Shared {
@@ -470,6 +485,7 @@ impl Shared {
             uid,
             guard_trips: AtomicU64::new(0),
             console_counters: Mutex::default(),
+            ends: Mutex::default(),
         }
     }
 

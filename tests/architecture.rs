@@ -4,12 +4,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const CORE: [&str; 8] = ["wire", "config", "auth", "pool", "relay", "admin", "stats", "check"];
+const CORE: [&str; 9] = ["wire", "config", "auth", "pool", "relay", "admin", "stats", "check", "metrics"];
 
 /// What the core must not name, and why.
-const FORBIDDEN: [(&str, &str); 22] = [
+const FORBIDDEN: [(&str, &str); 24] = [
     ("tokio", "the core has no runtime"),
     ("mio::", "the core has no sockets"),
+    ("hyper", "the core has no sockets"),
     ("TcpStream", "the core has no sockets"),
     ("UnixStream", "the core has no sockets"),
     ("TcpListener", "the core has no sockets"),
@@ -28,18 +29,21 @@ const FORBIDDEN: [(&str, &str); 22] = [
     ("crate::supervisor", "the core does not know the shell"),
     ("crate::shared", "the core does not know the shell"),
     ("crate::broker", "the core does not know the shell"),
+    ("crate::http", "the core does not know the shell"),
     ("crate::net", "the core does not know the shell"),
     ("crate::sys", "the core does not know the shell"),
 ];
 
 /// Who may not use whom inside the core.
-const DIRECTIONS: [(&str, &[&str]); 6] = [
-    ("wire", &["config", "auth", "pool", "relay", "admin", "stats"]),
-    ("config", &["auth", "pool", "relay", "admin", "stats", "check"]),
-    ("stats", &["config", "auth", "pool", "relay", "admin", "wire"]),
-    ("pool", &["wire", "auth", "relay", "admin"]),
-    ("relay", &["pool", "admin", "auth"]),
-    ("check", &["wire", "pool", "relay", "admin", "stats"]),
+const DIRECTIONS: [(&str, &[&str]); 8] = [
+    ("wire", &["config", "auth", "pool", "relay", "admin", "stats", "metrics"]),
+    ("config", &["auth", "pool", "relay", "admin", "stats", "check", "metrics"]),
+    ("stats", &["config", "auth", "pool", "relay", "admin", "wire", "metrics"]),
+    ("pool", &["wire", "auth", "relay", "admin", "metrics"]),
+    ("relay", &["pool", "admin", "auth", "metrics"]),
+    ("check", &["wire", "pool", "relay", "admin", "stats", "metrics"]),
+    ("admin", &["metrics"]),
+    ("metrics", &["wire", "auth", "relay", "check"]),
 ];
 
 fn sources(dir: &Path) -> Vec<PathBuf> {

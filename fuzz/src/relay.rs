@@ -211,6 +211,7 @@ impl Run {
             statements: &mut |tail| table.intern(tail),
             tally: &mut self.tally,
             log: &mut self.log,
+            errors: &mut Vec::new(),
             verbose: false,
         };
         let (mut back, mut out) = (Out::default(), Out::default());

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use super::ldap;
+use super::metrics_address::MetricsAddress;
 use super::value::{AuthType, LogFormat, PoolMode, SslMode, Value};
 use crate::time::Micros;
 
@@ -246,6 +247,7 @@ settings! {
     // Ours, not PgBouncer's, hence last.
     log_format: LogFormat = Some("text"), reload, "what log lines look like: PgBouncer's text, or JSON objects";
     log_rate_limit: i64 = Some("0"), reload, "lines of one kind written in a second, the rest is counted; 0 no limit";
+    metrics_listen: MetricsAddress = Some(""), restart, "where /metrics is served: address:port or a path; empty nowhere";
     worker_threads: i64 = Some("0"), restart, "threads that serve clients; 0 one for each core";
 }
 

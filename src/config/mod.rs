@@ -4,7 +4,8 @@
 //! aside: when it fails, whatever was in force stays in force, whole. `ini.rs` knows the lines of a file, `load.rs`
 //! what they mean, `connstr.rs` the `key=value` lists of the entries, `keys.rs` the settings, `effective.rs` which of
 //! several values counts, `diff.rs` what a reload changes, `dump.rs` makes a file of a `Config`, `tls.rs` knows what
-//! the TLS settings ask for, `userlist.rs` the file of users, `hba.rs` and `ident.rs` the access rules, `ldap.rs` the options of LDAP logins.
+//! the TLS settings ask for, `userlist.rs` the file of users, `hba.rs` and `ident.rs` the access rules, `ldap.rs` the
+//! options of LDAP logins, `metrics_address.rs` where metrics are served.
 
 pub mod connstr;
 mod diff;
@@ -16,6 +17,7 @@ pub(crate) mod ini;
 pub mod keys;
 pub mod ldap;
 pub(crate) mod load;
+pub mod metrics_address;
 pub mod tls;
 pub mod userlist;
 pub mod value;

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use super::api::Collected;
 use super::pool::Pool;
 use super::slot::ServerState;
-use super::{Pools, WaitFor};
+use super::{Pools, WaitCause, WaitFor};
 use crate::id::PoolId;
+use crate::time::Micros;
 
 /// What the objects say a pool's numbers should be.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -39,6 +40,23 @@ impl<S, R: Clone> Pools<S, R> {
         }
         assert!(sums.is_empty(), "objects of pools that are gone: {sums:?}");
         self.check_holders();
+        self.check_causes();
+    }
+
+    /// Causes that were counted without a look at the clients are those of the clients.
+    fn check_causes(&self) {
+        let rows = self.wait_rows(Micros::ZERO);
+        let mut total = 0;
+        for waits in self.pool_waits(Micros::ZERO) {
+            let pool = &self.pools[waits.pool];
+            let (database, user) = (&self.entries[pool.db].database.name, &self.users[pool.user.0 as usize].name);
+            for cause in WaitCause::ALL {
+                let here = rows.iter().filter(|row| (&row.database, &row.user, row.cause) == (database, user, cause));
+                assert_eq!(waits.causes[cause as usize] as usize, here.count(), "{cause:?} in {:?}", waits.pool);
+            }
+            total += waits.causes.iter().sum::<u32>() as usize;
+        }
+        assert_eq!(total, rows.len(), "every client in line has a cause");
     }
 
     fn counted(&self, pool: &Pool<R>) -> Sums {

@@ -11,7 +11,7 @@
 //! `slot.rs` one connection and its states, `pool.rs` one entry and user, `limits.rs` entries and users, `entries.rs` how
 //! they come and go, `release.rs` what becomes of a connection, `launch.rs` when a new one is opened, `upkeep.rs` what a
 //! tick decides, `admin.rs` the console's commands, `cancel.rs` cancel requests, `replication.rs` replication clients,
-//! `picture.rs` what SHOW shows.
+//! `picture.rs` what SHOW shows, `waits.rs` why clients wait.
 
 mod admin;
 mod api;
@@ -30,6 +30,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod waits;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub use api::{
 };
 pub use picture::{DatabaseRow, PeerRow, PoolRow, ServerRow, Totals, UserRow};
 pub use slot::ServerState;
+pub use waits::{PoolWaits, WaitCause, WaitRow};
 
 use cancel::Cancel;
 use limits::{Entry, User};

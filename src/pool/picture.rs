@@ -117,7 +117,7 @@ impl<S, R: Clone> Pools<S, R> {
     }
 
     /// Pools of entries by name, then by user.
-    fn shown_pools(&self) -> impl Iterator<Item = PoolId> {
+    pub(super) fn shown_pools(&self) -> impl Iterator<Item = PoolId> {
         self.names.values().flat_map(|&db| self.entries[db].pools.iter().copied())
     }
 

@@ -1,5 +1,7 @@
 //! One rule of pooling.md in each test; connections are numbers here, the login reply is a word.
 
+mod waits;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 

@@ -11,6 +11,7 @@ use crate::relay::out::Out;
 use crate::relay::outstanding::{Give, Request};
 use crate::relay::prepared::Undo;
 use crate::relay::side::{Body, ClientSide, ServerSide, TxStatus};
+use crate::stats::ends::SqlState;
 use crate::wire::encode;
 use crate::wire::fields::{ErrorFields, split_cstr};
 use crate::wire::scan::{HEADER_LEN, Item};
@@ -18,6 +19,9 @@ use crate::wire::tag::backend as be;
 
 /// Bodies up to this size are looked at as a whole even when they were cut.
 const SMALL_BODY: u32 = 1024;
+
+/// Stands for the SQLSTATE of an error too long to be looked at when it was cut.
+const UNKNOWN_SQLSTATE: SqlState = *b"XXXXX";
 
 /// One turn of server output. Without a client (reset, check and connect queries) everything is swallowed.
 pub struct Downstream<'a, 'c> {
@@ -279,6 +283,10 @@ impl Downstream<'_, '_> {
         let head = self.server.outstanding.head();
         let injected = head.is_some_and(|head| head.request == Request::Parse);
         let mut forward = self.client.is_some() && (give != Some(Give::Skip) || injected);
+        if forward {
+            let sqlstate = fields.sqlstate.and_then(|code| code.try_into().ok());
+            self.ctx.errors.push(sqlstate.unwrap_or(UNKNOWN_SQLSTATE));
+        }
         if let Some(Undo::Duplicate { name, statement }) = head.and_then(|head| head.undo.as_deref())
             && forward
         {

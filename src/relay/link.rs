@@ -13,6 +13,7 @@ use crate::relay::prepared::Statement;
 use crate::relay::side::{ClientSide, ServerSide, TxStatus};
 use crate::relay::vars::{Interner, TrackedNames, canonicalise, difference};
 use crate::stats::Counters;
+use crate::stats::ends::SqlState;
 use crate::time::Micros;
 use crate::wire::encode;
 
@@ -35,6 +36,8 @@ pub struct Ctx<'a> {
     pub statements: &'a mut dyn FnMut(&[u8]) -> Arc<Statement>,
     /// What this turn adds to the pool's statistics.
     pub tally: &'a mut Counters,
+    /// SQLSTATEs of errors that went to the client.
+    pub errors: &'a mut Vec<SqlState>,
     pub log: &'a mut Vec<LogLine>,
     /// Lines of level DEBUG are wanted.
     pub verbose: bool,

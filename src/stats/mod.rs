@@ -3,6 +3,9 @@
 //! Counters are plain integers: every worker has its own for each pool, and they are added up when somebody asks. The time
 //! between snapshots is the same for all pools ([`Periods`]), so sums of snapshots can be averaged like single ones.
 
+pub mod ends;
+pub mod histogram;
+
 use std::fmt;
 use std::ops::{AddAssign, SubAssign};
 

@@ -11,6 +11,7 @@ mod outside;
 pub mod reload;
 mod resolver;
 mod rows;
+mod scrape;
 mod statistics;
 mod suspend;
 
@@ -25,7 +26,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::auth::choice::Outside;
 use crate::broker::{Broker, ServerAction, locked};
 use crate::clock::Clock;
+use crate::config::metrics_address::MetricsAddress;
+use crate::http;
 use crate::log;
+use crate::metrics::bounds::Admitted;
 use crate::net::listener::{Listeners, UnixSocket};
 use crate::pool::{CloseScope, ShutdownMode};
 use crate::shared::{Job, Live, Message, Request, Shared};
@@ -82,6 +86,8 @@ pub struct Supervisor {
     pub(crate) successor: Option<crate::id::ClientRef>,
     pub(crate) resolver: Resolver,
     pub(crate) statistics: Statistics,
+    /// The pools with metrics of their own.
+    admitted: Admitted,
     pam: PamThread,
     directory_turns: Turns,
     actions: Vec<ServerAction>,
@@ -101,6 +107,7 @@ impl Supervisor {
             successor: None,
             resolver,
             statistics: Statistics::start(Clock::now()),
+            admitted: Admitted::default(),
             pam: PamThread::default(),
             directory_turns: Turns::default(),
             actions: Vec::new(),
@@ -119,6 +126,7 @@ impl Supervisor {
     ) -> std::io::Result<Ended> {
         let mut signals = Signals::new()?;
         reload::derive_ahead(&self.live);
+        self.serve_metrics();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let period = u64::try_from(self.live.config.settings.stats_period).unwrap_or(0).max(1);
@@ -151,6 +159,15 @@ impl Supervisor {
         })
     }
 
+    /// Starts to serve metrics, if they are wanted.
+    fn serve_metrics(&self) {
+        let settings = &self.live.config.settings;
+        if settings.metrics_listen != MetricsAddress::Nowhere {
+            let mode = u32::try_from(settings.unix_socket_mode).unwrap_or(0o777);
+            tokio::spawn(http::serve(settings.metrics_listen.clone(), mode, self.shared.clone()));
+        }
+    }
+
     /// Runs `call` under the broker's lock, then obeys what the pools ordered.
     pub(crate) fn pools<T>(&mut self, call: impl FnOnce(&mut Broker) -> T) -> T {
         let done = locked(&self.shared.broker, &mut self.actions, call);
@@ -159,6 +176,7 @@ impl Supervisor {
         let log = self.live.config.settings.log_disconnections;
         obey_from_outside(shared, &mut self.actions, |here| match here {
             Here::Close { mut conn, reason } => {
+                shared.ends.lock().server_closed(&reason);
                 if log {
                     let age = Clock::now().since(conn.connect_time).secs();
                     tracing::info!(conn = %conn.prefix(), "closing because: {reason} (age={age}s)");
@@ -184,6 +202,9 @@ impl Supervisor {
             Request::Drained => self.answer_pending(),
             Request::ConsoleLeft => self.console_left(),
             Request::CancelConsole { waiting } => self.cancel_console(waiting),
+            Request::Scrape { format, reply } => {
+                let _ = reply.send(self.scrape(format).await);
+            }
         }
     }
 

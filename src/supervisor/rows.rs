@@ -15,6 +15,7 @@ use crate::config::{CONSOLE_DATABASE, PoolMode, effective};
 use crate::pool::{PauseMode, ServerState};
 use crate::shared::Message;
 use crate::supervisor::Supervisor;
+use crate::time::Micros;
 use crate::worker::client::Client;
 use crate::worker::picture::server_row;
 use crate::worker::server::Server;
@@ -70,32 +71,17 @@ impl Supervisor {
     pub(super) fn pool_rows(&self) -> Vec<PoolRow> {
         let now = Clock::now();
         let rows = self.shared.broker.lock().pools.pool_rows();
-        let shown = rows.into_iter().map(|row| PoolRow {
-            database: row.database,
-            user: row.user,
-            cl_active: row.cl_active.into(),
-            cl_waiting: row.cl_waiting.into(),
-            cl_active_cancel_req: row.cl_active_cancel_req.into(),
-            cl_waiting_cancel_req: row.cl_waiting_cancel_req.into(),
-            sv_active: row.sv_active.into(),
-            sv_active_cancel: row.sv_active_cancel.into(),
-            sv_being_canceled: row.sv_being_canceled.into(),
-            sv_idle: row.sv_idle.into(),
-            sv_used: row.sv_used.into(),
-            sv_tested: row.sv_tested.into(),
-            sv_login: row.sv_login.into(),
-            maxwait: row.waiting_since.map(|since| now.since(since)).unwrap_or_default(),
-            pool_mode: row.pool_mode.to_string(),
-            load_balance_hosts: row.load_balance_hosts.map(|hosts| hosts.to_string()),
-        });
-        let console = PoolRow {
+        rows.into_iter().map(|row| pool_row(row, now)).chain([self.console_pool_row()]).collect()
+    }
+
+    pub(super) fn console_pool_row(&self) -> PoolRow {
+        PoolRow {
             database: CONSOLE_DATABASE.to_owned(),
             user: CONSOLE_DATABASE.to_owned(),
             cl_active: self.shared.console_clients.load(Ordering::Relaxed) as u64,
             pool_mode: PoolMode::Statement.to_string(),
             ..PoolRow::default()
-        };
-        shown.chain([console]).collect()
+        }
     }
 
     pub(super) fn database_rows(&self) -> Vec<DatabaseRow> {
@@ -229,5 +215,27 @@ impl Supervisor {
             PauseMode::Paused => State::Paused,
             PauseMode::Suspended => State::Suspended,
         }
+    }
+}
+
+/// A row of the pools as SHOW has it.
+pub(super) fn pool_row(row: crate::pool::PoolRow, now: Micros) -> PoolRow {
+    PoolRow {
+        database: row.database,
+        user: row.user,
+        cl_active: row.cl_active.into(),
+        cl_waiting: row.cl_waiting.into(),
+        cl_active_cancel_req: row.cl_active_cancel_req.into(),
+        cl_waiting_cancel_req: row.cl_waiting_cancel_req.into(),
+        sv_active: row.sv_active.into(),
+        sv_active_cancel: row.sv_active_cancel.into(),
+        sv_being_canceled: row.sv_being_canceled.into(),
+        sv_idle: row.sv_idle.into(),
+        sv_used: row.sv_used.into(),
+        sv_tested: row.sv_tested.into(),
+        sv_login: row.sv_login.into(),
+        maxwait: row.waiting_since.map(|since| now.since(since)).unwrap_or_default(),
+        pool_mode: row.pool_mode.to_string(),
+        load_balance_hosts: row.load_balance_hosts.map(|hosts| hosts.to_string()),
     }
 }

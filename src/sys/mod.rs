@@ -11,6 +11,7 @@ pub mod localtime;
 pub mod pam;
 pub mod pidfile;
 pub mod priority;
+pub mod process;
 pub mod resolve;
 pub mod service;
 pub mod socket;

@@ -8,6 +8,7 @@
 pub mod accept;
 pub(crate) mod authenticate;
 mod cancel;
+mod census;
 pub mod client;
 pub(crate) mod console;
 mod handover;
@@ -49,6 +50,7 @@ use crate::relay::out::Out;
 use crate::relay::vars::Interner;
 use crate::shared::{Hold, Live, Message, Shared};
 use crate::stats::Counters;
+use crate::stats::ends::SqlState;
 use crate::time::Micros;
 use crate::worker::accept::Acceptor;
 use crate::worker::client::{Client, End, Phase};
@@ -98,6 +100,12 @@ pub struct Worker {
     scratch: Scratch,
     interner: Interner,
     tally: Counters,
+    /// SQLSTATEs of errors that the turn passed on.
+    errors: Vec<SqlState>,
+    /// Turns since the last sleep.
+    turns: u64,
+    /// The end of the last sleep.
+    woke: Micros,
     log: Vec<LogLine>,
     actions: Vec<ServerAction>,
     /// Messages to ourselves.
@@ -132,6 +140,9 @@ impl Worker {
             scratch,
             interner: Interner::default(),
             tally: Counters::default(),
+            errors: Vec::new(),
+            turns: 0,
+            woke: now,
             log: Vec::new(),
             actions: Vec::new(),
             local: VecDeque::new(),
@@ -151,12 +162,16 @@ impl Worker {
         self.start_listening();
         loop {
             let wait = self.wait();
+            let slept = !wait.is_zero();
             if let Err(error) = self.poll.poll(&mut events, Some(wait))
                 && error.kind() != std::io::ErrorKind::Interrupted
             {
                 tracing::error!("waiting for events failed: {error}");
             }
             self.now = Clock::now();
+            if slept {
+                self.woke = self.now;
+            }
             // first what we were told: a client that sends something after a SET was answered must find it done
             self.shared.clone().post(self.id).take(&mut messages);
             for message in messages.drain(..) {
@@ -177,12 +192,18 @@ impl Worker {
         }
     }
 
-    fn wait(&self) -> Duration {
+    /// How long to sleep at most. Sleeping is what ends a busy time: the clock is read here anyway.
+    fn wait(&mut self) -> Duration {
         if !self.again.is_empty() || self.sweep_next.is_some() {
             return Duration::ZERO;
         }
         let due = self.retreat.as_ref().map_or(self.sweep_at, |retreat| retreat.ends.min(self.sweep_at));
-        Duration::from_micros(due.since(Clock::now()).0)
+        let now = Clock::now();
+        let wait = due.since(now);
+        if !wait.is_zero() {
+            self.shared.post(self.id).load.worked(std::mem::take(&mut self.turns), now.since(self.woke));
+        }
+        Duration::from_micros(wait.0)
     }
 
     /// Runs a turn; a panic in it costs its client and server, nothing else.
@@ -250,6 +271,9 @@ impl Worker {
             Message::Live(live) => self.live = live,
             Message::Picture(reply) => {
                 let _ = reply.send(self.picture());
+            }
+            Message::Census(reply) => {
+                let _ = reply.send(self.census());
             }
             Message::ConsoleReply { client, bytes } => self.console_reply(client, &bytes),
             Message::ConsolePieces { client, pieces } => self.console_pieces(client, &pieces),
@@ -342,6 +366,7 @@ impl Worker {
     /// Gives one client its turn.
     pub(crate) fn turn(&mut self, client: ClientRef) {
         let Some(mut taken) = self.clients.take(client) else { return };
+        self.turns += 1;
         self.turning.begin(&taken);
         let ended = self.drive(&mut taken);
         self.flush_log(&taken);
@@ -383,6 +408,10 @@ impl Worker {
     }
 
     fn flush_log(&mut self, client: &Client) {
+        if !self.errors.is_empty() {
+            let mut ends = self.shared.ends.lock();
+            self.errors.drain(..).for_each(|sqlstate| ends.server_error(&sqlstate));
+        }
         for line in self.log.drain(..) {
             let (conn, text) = (client.prefix(), &line.text);
             match line.level {

@@ -26,6 +26,7 @@ use crate::pool::{Address, FailureKind, LaunchKind, LoginFailure, PoolInfo};
 use crate::relay::side::ServerSide;
 use crate::relay::vars::Vars;
 use crate::shared::{LoginReply, Message, PoolShared, Request};
+use crate::stats::histogram::Span;
 use crate::sys;
 use crate::time::Micros;
 use crate::wire::encode;
@@ -412,6 +413,7 @@ impl Worker {
         let opening = *opening;
         let replication = opening.replication();
         let Some(stream) = opening.stream else { return };
+        opening.pool.record(self.id, Span::ServerLogin, self.now.since(opening.started));
         let vars = self.interner.intern(opening.vars);
         let reply = Arc::new(LoginReply { untracked: opening.untracked, tracked: vars.clone() });
         let server = Box::new(Server {
@@ -491,6 +493,7 @@ impl Worker {
     }
 
     fn close_opening(&mut self, mut opening: Opening, reason: &str) {
+        self.shared.ends.lock().server_closed(reason);
         if self.live.config.settings.log_disconnections {
             let age = self.now.since(opening.started).secs();
             tracing::info!(conn = %opening.prefix(), "closing because: {reason} (age={age}s)");

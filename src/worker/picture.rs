@@ -24,7 +24,7 @@ const DATESTYLE: usize = 0;
 const CLIENT_ENCODING: usize = 1;
 const TIMEZONE: usize = 2;
 const STD_STRINGS: usize = 3;
-const APPLICATION_NAME: usize = 4;
+pub(super) const APPLICATION_NAME: usize = 4;
 
 /// The positions of those that PgBouncer hands to a successor: date style, encoding, time zone, standard strings.
 pub(crate) const TRACKED: [usize; 4] = [DATESTYLE, CLIENT_ENCODING, TIMEZONE, STD_STRINGS];

@@ -18,6 +18,7 @@ use crate::relay::outstanding::{Give, Request};
 use crate::relay::side::TxStatus;
 use crate::relay::upstream::{Flow, Unlinked, Upstream, unlinked};
 use crate::shared::{Hold, LoginReply, Request as Ask};
+use crate::stats::histogram::Span;
 use crate::time::Micros;
 use crate::wire::encode;
 use crate::wire::startup::Replication;
@@ -25,6 +26,9 @@ use crate::worker::Worker;
 use crate::worker::client::{Client, End, Phase};
 use crate::worker::server::Server;
 use crate::worker::table::{Place, client_token, server_token};
+
+/// What an error counts as whose text is the server's.
+const SERVER_REFUSED: &str = "server login failed";
 
 /// The context of a relay call, from fields of the worker that the call does not otherwise touch.
 macro_rules! context {
@@ -46,6 +50,7 @@ macro_rules! context {
             interner: &mut $worker.interner,
             statements: &mut |tail| statements.lock().intern(tail),
             tally: &mut $worker.tally,
+            errors: &mut $worker.errors,
             log: &mut $worker.log,
             verbose: settings.verbose.is_some_and(|level| level > 0),
         }
@@ -124,6 +129,7 @@ impl Worker {
         };
         server.request_time = self.now;
         let input = &scratch.input[..read];
+        let (query, transaction) = (client.side.query_start, client.side.xact_start);
         let mut ctx = context!(self, client.mode);
         let side = Some(&mut client.side);
         let ran = Downstream { client: side, server: &mut server.side, ctx: &mut ctx, out: &mut scratch.to_client }
@@ -131,6 +137,8 @@ impl Worker {
         let written = client.stream.write_out(&scratch.to_client, input);
         scratch.to_client.clear();
         self.scratch = scratch;
+        self.note_time(client, Span::Query, query, client.side.query_start);
+        self.note_time(client, Span::Transaction, transaction, client.side.xact_start);
         if let Err(why) = ran {
             self.note_impossible(client, &why);
             return Err(End::both(why));
@@ -147,13 +155,24 @@ impl Worker {
         let side = &server.side;
         let (head, owed) = (side.scan.header()[0], side.outstanding.len());
         tracing::error!(
-            "{}{} (last cut message '{}', {owed} answers owed, {:?}, {}; {trips} so far)",
-            server.prefix(),
+            conn = %server.prefix(),
+            "{} (last cut message '{}', {owed} answers owed, {:?}, {}; {trips} so far)",
             why.reason,
             head.escape_ascii(),
             side.tx,
             if side.outstanding.skipping() { "skipping to Sync" } else { "not skipping" },
         );
+    }
+
+    /// Records how long a query or a transaction took that was open before what the server has just said, and is no more.
+    #[inline]
+    fn note_time(&self, client: &Client, span: Span, before: Micros, after: Micros) {
+        if !before.is_zero()
+            && after.is_zero()
+            && let Some(pool) = &client.pool
+        {
+            pool.record(self.id, span, self.now.since(before));
+        }
     }
 
     /// Gives the server back if nothing ties it to the client any more.
@@ -265,7 +284,10 @@ impl Worker {
             broker.pools.checkout(want, now)
         });
         match checkout {
-            Checkout::Granted(grant) => self.link(client, grant),
+            Checkout::Granted(grant) => {
+                pool.record(self.id, Span::Wait, Micros::ZERO);
+                self.link(client, grant)
+            }
             Checkout::Queued(ticket) => {
                 client.phase = Phase::Waiting(ticket);
                 client.wait_start = now;
@@ -374,6 +396,9 @@ impl Worker {
         match collected {
             Collected::Waiting => Ok(()),
             Collected::Granted(grant) => {
+                if let Some(pool) = &client.pool {
+                    pool.record(self.id, Span::Wait, self.now.since(client.wait_start));
+                }
                 self.wait_ends(client);
                 if matches!(client.phase, Phase::Lookup(_)) {
                     return self.run_lookup(client, grant.conn);
@@ -431,6 +456,7 @@ impl Worker {
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
         if let Some(pool) = &client.pool {
             let (id, now) = (pool.id, self.now);
+            pool.record(self.id, Span::ClientLogin, now.since(client.connect_time));
             self.pools(|broker| broker.pools.client_ready(id, now));
             client.counted_ready = true;
         }
@@ -440,6 +466,7 @@ impl Worker {
     /// Ends a client: tells it, logs, and gives back or closes everything it held.
     pub(super) fn disconnect(&mut self, mut client: Box<Client>, end: End) {
         self.tell(&mut client, &end);
+        self.shared.ends.lock().client_closed(&end.why.reason);
         let settings = &self.live.config.settings;
         if settings.log_disconnections && self.worth_a_line(&client, &end) {
             let age = self.now.since(client.connect_time).secs();
@@ -471,6 +498,7 @@ impl Worker {
             return;
         }
         let text = if end.why.verbatim { &*end.why.reason } else { cut(&end.why.reason) };
+        self.shared.ends.lock().error_told(&end.why.sqlstate, if end.why.verbatim { SERVER_REFUSED } else { text });
         if self.live.config.settings.log_pooler_errors {
             tracing::warn!(conn = %client.prefix(), "pooler error: {text}");
         }
@@ -565,6 +593,7 @@ impl Worker {
 
     /// Closes a server that the pools have forgotten already.
     pub(super) fn close_server(&mut self, mut server: Server, reason: &str) {
+        self.shared.ends.lock().server_closed(reason);
         if self.live.config.settings.log_disconnections {
             let age = self.now.since(server.connect_time).secs();
             let (conn, reason) = (server.prefix(), cut(reason));
