@@ -266,6 +266,8 @@ pub enum Message {
     Live(Arc<Live>),
     /// Rows of all sockets of this worker.
     Picture(oneshot::Sender<Vec<SocketRow>>),
+    /// Those of its clients that stand in a line.
+    Waiting(oneshot::Sender<Vec<Waiting>>),
     /// Its clients counted by who they are.
     Census(oneshot::Sender<Clients>),
     /// The answer to a console command: bytes for the client; then it may send the next one.
@@ -293,6 +295,16 @@ pub enum Message {
     Restless(oneshot::Sender<usize>),
     /// SUSPEND has taken too long: whoever is not at rest is closed.
     SuspendTimeout,
+}
+
+/// A client in a line, as its worker knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub client: ClientRef,
+    pub id: u64,
+    pub addr: String,
+    pub port: u16,
+    pub application_name: String,
 }
 
 /// The state of sockets for a successor, and the statements it speaks of.

@@ -73,10 +73,14 @@ pub enum Topic {
     DnsHosts,
     DnsZones,
     State,
+    /// From here on ours: PgBouncer has no such topics.
+    Waits,
+    Latency,
+    Advice,
 }
 
 impl Topic {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::Clients,
         Self::Config,
         Self::Databases,
@@ -99,7 +103,13 @@ impl Topic {
         Self::DnsHosts,
         Self::DnsZones,
         Self::State,
+        Self::Waits,
+        Self::Latency,
+        Self::Advice,
     ];
+
+    /// Those that PgBouncer does not have.
+    pub const OURS: [Self; 3] = [Self::Waits, Self::Latency, Self::Advice];
 
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -126,6 +136,9 @@ impl Topic {
             Self::DnsHosts => "dns_hosts",
             Self::DnsZones => "dns_zones",
             Self::State => "state",
+            Self::Waits => "waits",
+            Self::Latency => "latency",
+            Self::Advice => "advice",
         }
     }
 

@@ -5,11 +5,13 @@
 //! shapes are those of PgBouncer 1.25.2: exporters choose their way of reading by the number of columns, so one column more
 //! breaks them.
 
+pub mod advice;
 pub mod binary;
 pub mod command;
 pub mod extended;
 pub mod grammar;
 pub mod handover;
+pub mod insight;
 pub mod probe;
 pub mod refusal;
 pub mod reply;

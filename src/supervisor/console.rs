@@ -215,6 +215,9 @@ impl Supervisor {
             Topic::DnsHosts => show::dns_hosts(&mut out, &self.resolver.rows(&self.live.config.settings, Clock::now())),
             Topic::DnsZones => show::dns_zones(&mut out, &self.resolver.zone_rows()),
             Topic::Fds => show::fds(&mut out, &self.fd_rows().await),
+            Topic::Waits => show::waits(&mut out, &self.wait_lines().await),
+            Topic::Latency => show::latency(&mut out, &self.latency_rows()),
+            Topic::Advice => show::advice(&mut out, &self.advice()),
         }
         Ok(Done::Bytes(out))
     }

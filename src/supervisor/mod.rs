@@ -6,6 +6,7 @@
 mod console;
 mod dns;
 mod handover;
+mod insight;
 mod ldap;
 mod outside;
 pub mod reload;
@@ -23,6 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::admin::advice::Watch;
 use crate::auth::choice::Outside;
 use crate::broker::{Broker, ServerAction, locked};
 use crate::clock::Clock;
@@ -86,6 +88,7 @@ pub struct Supervisor {
     pub(crate) successor: Option<crate::id::ClientRef>,
     pub(crate) resolver: Resolver,
     pub(crate) statistics: Statistics,
+    watch: Watch,
     /// The pools with metrics of their own.
     admitted: Admitted,
     pam: PamThread,
@@ -107,6 +110,7 @@ impl Supervisor {
             successor: None,
             resolver,
             statistics: Statistics::start(Clock::now()),
+            watch: Watch::default(),
             admitted: Admitted::default(),
             pam: PamThread::default(),
             directory_turns: Turns::default(),
@@ -243,6 +247,7 @@ impl Supervisor {
             broker.pools.tick(now);
             broker.sweep();
         });
+        self.look();
         self.check_zones();
         self.answer_pending();
         let mode = self.shared.broker.lock().pools.shutdown_mode();

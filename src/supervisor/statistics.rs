@@ -6,6 +6,8 @@ use crate::admin::snapshot::{PoolStats, StatsRow, stats_rows, stats_total};
 use crate::clock::Clock;
 use crate::config::CONSOLE_DATABASE;
 use crate::id::PoolId;
+use crate::shared::PoolShared;
+use crate::stats::histogram::Times;
 use crate::stats::{Averages, Counters, History, Periods};
 use crate::supervisor::Supervisor;
 use crate::sys::service;
@@ -15,13 +17,21 @@ use crate::time::Micros;
 pub(crate) struct Statistics {
     periods: Periods,
     pools: HashMap<PoolId, History>,
+    times: HashMap<PoolId, TimesHistory>,
     console: History,
 }
 
 impl Statistics {
     pub(crate) fn start(now: Micros) -> Self {
-        Self { periods: Periods::start(now), pools: HashMap::new(), console: History::default() }
+        Self { periods: Periods::start(now), pools: HashMap::new(), times: HashMap::new(), console: History::default() }
     }
+}
+
+/// The times of one pool at the last two period ends.
+#[derive(Default)]
+struct TimesHistory {
+    older: Box<Times>,
+    newer: Box<Times>,
 }
 
 /// A pool's name and counters, now and at the older snapshot.
@@ -63,13 +73,26 @@ impl Supervisor {
         stats_total(figures.iter().map(Figures::as_stats), self.statistics.periods.span(Clock::now()))
     }
 
+    /// What a pool's clients and servers took since the older snapshot.
+    pub(super) fn recent_times(&self, pool: &PoolShared) -> Times {
+        let mut times = pool.times();
+        if let Some(history) = self.statistics.times.get(&pool.id) {
+            times -= &history.older;
+        }
+        times
+    }
+
     /// The end of a period: new snapshots, and the line in the log.
     pub(super) fn period_ends(&mut self) {
         self.statistics.periods.turn(Clock::now());
-        let pools: Vec<_> = {
-            let broker = self.shared.broker.lock();
-            broker.all_shared().map(|pool| (pool.id, pool.counters())).collect()
-        };
+        let shared: Vec<_> = self.shared.broker.lock().all_shared().cloned().collect();
+        let pools: Vec<_> = shared.iter().map(|pool| (pool.id, pool.counters())).collect();
+        let mut times = std::mem::take(&mut self.statistics.times);
+        for pool in &shared {
+            let mut history = times.remove(&pool.id).unwrap_or_default();
+            history.older = std::mem::replace(&mut history.newer, Box::new(pool.times()));
+            self.statistics.times.insert(pool.id, history);
+        }
         let mut histories = std::mem::take(&mut self.statistics.pools);
         for (id, counters) in pools {
             let mut history = histories.remove(&id).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! This worker's clients counted by who they are, for metrics.
+//! This worker's clients counted by who they are, for metrics, and those that wait.
 //!
 //! One pass without system calls and, but for the names of those counted, without allocations: ten thousand clients must not
 //! be felt by anybody.
@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use crate::config::CONSOLE_DATABASE;
 use crate::metrics::picture::{Client as Counted, Clients};
+use crate::shared::Waiting;
 use crate::worker::Worker;
 use crate::worker::client::{Client, Phase};
 use crate::worker::picture::APPLICATION_NAME;
@@ -28,6 +29,18 @@ impl Worker {
             state,
         };
         counts.into_iter().map(|(who, count)| (name(who), count)).collect()
+    }
+
+    /// The clients that stand in a line.
+    pub(super) fn waiting(&self) -> Vec<Waiting> {
+        let row = |client: &Client| Waiting {
+            client: client.me,
+            id: client.id,
+            addr: client.peer.show(),
+            port: client.peer.port(),
+            application_name: client.side.vars.get(APPLICATION_NAME).unwrap_or_default().to_owned(),
+        };
+        self.clients.iter().filter(|client| client.ticket().is_some()).map(row).collect()
     }
 }
 

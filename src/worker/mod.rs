@@ -272,6 +272,9 @@ impl Worker {
             Message::Picture(reply) => {
                 let _ = reply.send(self.picture());
             }
+            Message::Waiting(reply) => {
+                let _ = reply.send(self.waiting());
+            }
             Message::Census(reply) => {
                 let _ = reply.send(self.census());
             }

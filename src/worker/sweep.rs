@@ -119,7 +119,18 @@ impl Worker {
                 Some(Err(_)) | None => effective::query_wait_timeout(config, &Database::new(&pool.database), user),
             },
         };
-        over(waited, limit).then(|| fatal("query_wait_timeout"))
+        over(waited, limit).then(|| {
+            self.log_cause(client, waited);
+            fatal("query_wait_timeout")
+        })
+    }
+
+    /// Says what a client waited for in vain, in a line of its own: the one that closes it is known to log watchers.
+    fn log_cause(&self, client: &Client, waited: Micros) {
+        let cause = client.ticket().and_then(|ticket| self.shared.broker.lock().pools.wait_cause(ticket, self.now));
+        if let Some(cause) = cause.filter(|_| self.live.config.settings.log_pooler_errors) {
+            tracing::info!("{}waited {}s because {}", client.prefix(), waited.secs(), cause.explained());
+        }
     }
 
     fn to_notify(&self, client: &Client, config: &Config) -> Option<Verdict> {

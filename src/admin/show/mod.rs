@@ -3,12 +3,14 @@
 //! Rows are put in their published order here, so that a snapshot may be copied together in any order.
 
 pub mod columns;
+mod insight;
 pub mod row;
 mod sockets;
 
 use std::fmt::Write;
 
 use self::columns::{Column, Kind};
+pub use self::insight::{advice, latency, waits};
 pub use self::sockets::{TimeText, active_sockets, clients, fds_of, servers, sockets};
 use super::command::{Fake, Topic};
 use super::handover::hex;
