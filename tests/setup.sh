@@ -67,6 +67,18 @@ need_drivers() {
     fi
 }
 
+# need_observers: a browser for the page of metrics_listen, and promtool for the alert rules. Debian's package of Prometheus would
+# start a daemon, so only the program is taken out of it.
+need_observers() {
+    local dir
+    command -v chromium >/dev/null || RUNLEVEL=1 install_packages chromium fonts-dejavu-core || return 1
+    command -v promtool >/dev/null || [ -x target/tools/promtool ] && return 0
+    dir=$(mktemp -d) || return 1
+    (cd "$dir" && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb .) || { rm -rf "$dir"; return 1; }
+    mkdir -p target/tools && cp "$dir/usr/bin/promtool" target/tools/promtool
+    rm -rf "$dir"
+}
+
 # The user that PostgreSQL and the pooler run as: both refuse to run as root.
 daemon_user() {
     if [ "$(id -u)" != 0 ]; then

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderMap, HeaderValue, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::oneshot;
 
-use super::readiness;
+use super::{page, readiness};
 use crate::metrics::Format;
 use crate::shared::{self, Shared};
 
@@ -19,13 +22,16 @@ const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// Bodies of requests are not read.
 pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answer, Infallible> {
-    let known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz");
-    Ok(match request.uri().path() {
+    let path = request.uri().path();
+    let part = page::part(path);
+    let known = part.is_some() || matches!(path, "/metrics" | "/healthz" | "/readyz");
+    Ok(match path {
         _ if !known => plain(StatusCode::NOT_FOUND, "not found\n"),
         _ if request.method() != Method::GET && request.method() != Method::HEAD => not_allowed(),
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" => ready(&shared),
-        _ => metrics(request.headers(), &shared).await,
+        "/metrics" => metrics(request.headers(), &shared).await,
+        _ => part.map_or_else(|| plain(StatusCode::NOT_FOUND, "not found\n"), show),
     })
 }
 
@@ -45,6 +51,16 @@ async fn metrics(headers: &HeaderMap, shared: &Shared) -> Answer {
         Ok(text) => with_type(StatusCode::OK, format.content_type(), text),
         Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
     }
+}
+
+/// A part of the page.
+fn show((kind, text): (&'static str, &'static str)) -> Answer {
+    let mut answer = with_type(StatusCode::OK, kind, text.to_owned());
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    answer
 }
 
 fn not_allowed() -> Answer {

@@ -5,6 +5,7 @@
 //! as to the process that this one takes over from: it is asked for again and again, and nothing else waits for it.
 
 mod answer;
+mod page;
 mod ready;
 
 use std::io;
