@@ -268,8 +268,10 @@ def test_numbers_are_those_of_what_was_done(make_pooler):
     for holder in (a, b):
         holder.ask("COMMIT")
     d.result()
-    row = show("STATS", "database")["p0"]
     of_p0 = (a, b, c, d)
+    # an answer is counted a moment after it was sent
+    until(lambda: show("STATS", "database")["p0"]["total_sent"] == sum(n.received for n in of_p0))
+    row = show("STATS", "database")["p0"]
     assert pick(row, "total_server_assignment_count", "total_xact_count", "total_query_count", "total_received", "total_sent") == (
         6, 6, sum(n.queries for n in of_p0), sum(n.sent for n in of_p0), sum(n.received for n in of_p0))
     assert row["total_wait_time"] >= waited["maxwait"] * 1_000_000 + waited["maxwait_us"]
