@@ -12,6 +12,7 @@ import pytest
 
 from support import system
 from support.load import Background, transactions
+from support.scrape import Scrape
 from support.system import until
 from support.wire import bind, describe, execute, parse, query, SYNC
 
@@ -97,6 +98,23 @@ def test_five_times_under_load(plain):
                  f"got pooler socket: 127.0.0.1:{plain.port}", f"got pooler socket: unix:{plain.port}"):
         assert log.count(line) == 5, line
     assert not re.search("suspend_timeout|server conn crashed|ERROR", log)
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("listen", ["127.0.0.1:{port}", "{dir}/metrics.sock"])
+def test_the_successor_serves_metrics_when_its_predecessor_is_gone(make_pooler, listen):
+    pooler = make_pooler(start=False)
+    port = system.free_port()
+    pooler.ini["metrics_listen"] = listen.format(port=port, dir=pooler.dir)
+    where = port if "port" in listen else pooler.dir / "metrics.sock"
+    pooler.write()
+    pooler.start()
+    until(lambda: "serving metrics on" in pooler.log())
+    before = Scrape(where).value("process_resident_memory_bytes")
+    reboot(pooler)
+    pooler.wait_log("serving metrics on", 2)
+    scrape = Scrape(where)
+    assert before and scrape.value("pgbouncer_ready") == 1 and scrape.total("pgbouncer_stats_queries_pooled_total", database="p0") == 0
 
 
 def test_a_query_outlives_five_restarts(pooler):
