@@ -340,8 +340,11 @@ pub(crate) fn relay(data: &[u8]) {
     }
     let mut cut = Run::new(setup);
     cut.play(&program, Some(seed), |_, _| ());
-    assert_eq!(whole.why(), cut.why(), "another end");
-    if whole.end.is_none() {
+    // whether a server's end concerns its client depends on whether that had begun a message, be it by a single byte
+    if !whole.server.leaving && !cut.server.leaving {
+        assert_eq!(whole.why(), cut.why(), "another end");
+    }
+    if whole.end.is_none() && cut.end.is_none() {
         assert_eq!(whole.to_client, cut.to_client, "the client sees something else");
         assert_eq!(whole.to_server, cut.to_server, "the server sees something else");
         assert_eq!(whole.state(), cut.state());
