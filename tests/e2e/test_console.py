@@ -487,6 +487,8 @@ def test_reasons_of_closed_servers_are_logged(pooler, console):
     with pooler.login("app", "p0") as idle, pooler.login("app", "p1") as busy:
         idle.query("SELECT 1")
         busy.query("BEGIN")
+        # the client has its answer a moment before the pool has its server
+        until(lambda: [r["sv_idle"] for r in console.query("SHOW POOLS").dicts if r["database"] == "p0"] == ["1"])
         console.query("RECONNECT")
         pooler.wait_log(re.compile(r"S-0x[0-9a-f]+: p0/app@\S+ closing because: (obsolete connection|database configuration changed) "))
         busy.query("COMMIT")
