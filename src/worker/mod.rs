@@ -25,6 +25,7 @@ mod plant;
 mod relay;
 pub mod replication;
 pub mod server;
+mod spare;
 mod suspend;
 mod sweep;
 pub(crate) mod table;
@@ -98,6 +99,7 @@ pub struct Worker {
     clients: Clients,
     places: Places,
     scratch: Scratch,
+    spare: spare::Spare,
     interner: Interner,
     tally: Counters,
     /// SQLSTATEs of errors that the turn passed on.
@@ -138,6 +140,7 @@ impl Worker {
             clients: Clients::new(id),
             places: Places::default(),
             scratch,
+            spare: spare::Spare::default(),
             interner: Interner::default(),
             tally: Counters::default(),
             errors: Vec::new(),

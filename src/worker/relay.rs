@@ -217,7 +217,9 @@ impl Worker {
         }
         let Some(input) = client.input.take() else { return Ok(false) };
         let before = input.len();
-        self.client_bytes(client, &input)?;
+        let done = self.client_bytes(client, &input);
+        self.spare.take_back(input);
+        done?;
         // Input that still waits for the server to settle is no progress.
         Ok(client.input.as_ref().is_none_or(|rest| rest.len() < before))
     }
@@ -259,7 +261,7 @@ impl Worker {
                 Unlinked::NeedServer { at: from } => at = from,
             }
             if !self.need_server(client)? {
-                keep(client, &input[at..]);
+                self.keep(client, &input[at..]);
                 return Ok(());
             }
         }
@@ -364,7 +366,7 @@ impl Worker {
         }
         told.map_err(|_| gone())?;
         if let Flow::Settle { at } = flow {
-            keep(client, &input[at..]);
+            self.keep(client, &input[at..]);
         }
         Ok(())
     }
@@ -609,6 +611,13 @@ impl Worker {
         server.stream.retire(registry);
     }
 
+    /// Keeps input for later.
+    fn keep(&mut self, client: &mut Client, rest: &[u8]) {
+        if !rest.is_empty() || client.side.extra.as_ref().is_some_and(|extra| extra.held) {
+            client.input = Some(self.spare.filled(rest));
+        }
+    }
+
     /// Registers a client's socket with our poller.
     pub(super) fn register(&self, client: &mut Client) -> std::io::Result<()> {
         client.stream.register(&self.shared.post(self.id).registry, client_token(client.me))
@@ -635,15 +644,6 @@ impl Worker {
 /// Where a login that is no longer waiting stands.
 fn login_over() -> Phase {
     Phase::Login(Box::default())
-}
-
-/// Keeps input for later.
-fn keep(client: &mut Client, rest: &[u8]) {
-    if !rest.is_empty() {
-        client.input = Some(Box::new(rest.to_vec()));
-    } else if client.side.extra.as_ref().is_some_and(|extra| extra.held) {
-        client.input = Some(Box::default());
-    }
 }
 
 /// The client's socket is gone.
