@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -24,11 +25,17 @@ def fill(path, name, text):
     path.write_text(PLACE.sub(filled, path.read_text()))
 
 
-def machine(yard):
-    """When, where and what was measured, as Markdown."""
-    info = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"^model name\s*: (.*)$", info, re.M)
+def revision(repo):
+    """The last commit that changed the daemon, with a `+` if it was changed since; empty outside of git."""
+    sources = ["--", "src", "Cargo.toml", "Cargo.lock"]
+    last = subprocess.run(["git", "log", "-1", "--format=%h", *sources], cwd=repo, capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", *sources], cwd=repo, check=False).returncode == 1
+    return last.stdout.strip() + "+" * changed
+
+
+def machine(yard, ours):
+    """When, where and what was measured, one line of Markdown. It belongs to a table, for tables may be of different days."""
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     cores = len(os.sched_getaffinity(0))
-    return (f"{time.strftime('%Y-%m-%d', time.gmtime())}: {cores} cores of {model[1] if model else platform.machine()}, Linux {platform.release()}. "
-            f"Ours: {yard.ours.version}, one worker unless said otherwise. The other: {yard.other.version}. "
-            f"{yard.rounds} rounds of {yard.seconds:g} s.\n")
+    return (f"{time.strftime('%Y-%m-%d', time.gmtime())}; {cores} cores of {model[1] if model else platform.machine()}, Linux "
+            f"{platform.release()}; ours {ours or yard.ours_program}, the other {yard.other.version}; {yard.rounds} times {yard.seconds:g} s.")

@@ -21,7 +21,8 @@ COST = re.compile(r"^[+\-*]?\d* (\d+)$")
 def instructions(out, root):
     """Self cost by place of a callgrind.out file: what is inlined counts for the file that it was written in."""
     names, here, counts, skip = {}, {"fl": "", "ob": "", "fn": ""}, Counter(), False
-    for line in out.read_text(errors="replace").splitlines():
+    text = out.read_text(errors="replace")
+    for line in text.splitlines():
         if named := NAMED.match(line):
             kind = "fl" if named[1][-2:] in ("fl", "fi", "fe") else named[1][-2:]
             name = names.setdefault((kind, named[2]), named[3] or "")
@@ -34,6 +35,8 @@ def instructions(out, root):
             if not skip:
                 counts[place(here, root)] += int(cost[1])
             skip = False
+    total = int(re.search(r"^totals: (\d+)", text, re.M)[1])
+    assert counts.total() == total, f"{counts.total()} instructions were found in {out} and {total} counted"
     return counts
 
 
