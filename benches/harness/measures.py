@@ -18,6 +18,7 @@ class Yard:
 
     def __init__(self, options, ours, other):
         self.rounds, self.seconds = options.rounds, options.seconds
+        self.modes, self.clients = options.modes.split(","), [int(count) for count in options.clients.split(",")]
         self.ours_program, self.other_program = ours, other
         self.kit = kits.Kit(options.kit)
         self.made = []
@@ -80,10 +81,10 @@ def rate(seen):
     return [one["transactions"] / one["seconds"] for one in seen]
 
 
-def transactions(yard, modes=("simple", "extended", "prepared"), counts=(1, 16, 64, 256)):
+def transactions(yard):
     """CPU time and latency of a transaction, null backend, 20 servers: simple, extended and prepared statements."""
     table = Table("Transactions", ["clients", "ours, CPU µs", "other, CPU µs", "ratio", "ours, p50 / p99 µs", "other, p50 / p99 µs"])
-    wanted = [(mode, clients) for mode in modes for clients in counts]
+    wanted = [(mode, clients) for mode in yard.modes for clients in yard.clients]
 
     def case(mode, clients):
         def measure(contender):
@@ -104,8 +105,8 @@ def transactions(yard, modes=("simple", "extended", "prepared"), counts=(1, 16, 
     first, second = (noise["simple, 16", name] for name in ("other again", "other"))
     mine, theirs = per_transaction(first), per_transaction(second)
     table.row("noise: other twice, simple, 16", spread(mine), spread(theirs), ratio(mine, theirs), latency(first), latency(second))
-    kit_us = [one["kit_us"] / one["transactions"] for (label, name), seen in samples.items() if label == "simple, 64" for one in seen]
-    table.note(STAR + (f" Backend and generator together take {middle(kit_us)} µs." if kit_us else ""))
+    kit_us = [one["kit_us"] / one["transactions"] for seen in noise.values() for one in seen]
+    table.note(f"{STAR} Backend and generator together take {middle(kit_us)} µs for a simple query of 16 clients.")
     if not yard.other.tracks_prepared():
         table.note(f"The other one ({yard.other.version}) does not track prepared statements in transaction mode: ours is compared with "
                    "what a simple query costs it.")
