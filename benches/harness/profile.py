@@ -114,7 +114,8 @@ def profile(yard):
                  Workload("idle", "client and second", None)]
     for workload in workloads:
         (least, few), (most, many) = (under_callgrind(yard, workload, seconds, root) for seconds in (1, 1 + 4 * min(1, yard.seconds)))
-        each = {name: (most[name] - least[name]) / (many - few) for name in columns}
+        # what one run has more of by chance is no negative share
+        each = {name: max(0, most[name] - least[name]) / (many - few) for name in columns}
         total, kernel = sum(each.values()), kernel_share(yard, workload)
         table.row(f"{workload.name}, per {workload.per}", middle([total], 0), *[f"{100 * count / total:.0f} %" for count in each.values()],
                   "too little" if kernel is None else f"{kernel:.0f} %")
