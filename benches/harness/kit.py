@@ -101,6 +101,16 @@ def counts_of_calls():
     return None
 
 
+def open_files(pid):
+    """What the descriptors of a process are, as one text."""
+    names = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        # descriptors come and go meanwhile
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(link))
+    return " ".join(names)
+
+
 def counting_calls(how, pid, directory):
     """Begins to count the system calls of a process; the function returned ends that and says how many there were."""
     out = directory / f"{how}.out"
@@ -112,8 +122,8 @@ def counting_calls(how, pid, directory):
     if how == "strace":
         process.stderr.readline()
     else:
-        # perf says nothing when it is ready; it has opened its counters when it waits
-        system.until(lambda: "perf_event" in "".join(os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()))
+        # perf says nothing when it is ready; its counters are open then
+        system.until(lambda: "perf_event" in open_files(process.pid), what="perf counts")
 
     def stop():
         process.send_signal(signal.SIGINT)
