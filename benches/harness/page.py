@@ -3,9 +3,12 @@
 import os
 import platform
 import re
+import resource
 import subprocess
 import time
 from pathlib import Path
+
+from .contender import cpu_us
 
 PLACE = re.compile(r"<!-- compare (\w+) -->\n.*?<!-- end -->", re.S)
 
@@ -23,6 +26,29 @@ def fill(path, name, text):
         return f"<!-- compare {name} -->\n{text}<!-- end -->" if match[1] == name else match[0]
 
     path.write_text(PLACE.sub(filled, path.read_text()))
+
+
+class Others:
+    """What programs that have no part in a measurement use of the processors meanwhile."""
+
+    def __init__(self, backend):
+        self.backend = backend
+        self.since, self.all, self.mine = time.monotonic(), self._all(), self._mine()
+
+    def cores(self):
+        """On the average since the beginning; processes that a measurement started must have ended."""
+        used = self._all() - self.all - (self._mine() - self.mine)
+        return max(0, used / (time.monotonic() - self.since))
+
+    @staticmethod
+    def _all():
+        """Seconds that all processors have spent in programs: user, nice and system time."""
+        fields = Path("/proc/stat").read_text().split()[1:4]
+        return sum(map(int, fields)) / os.sysconf("SC_CLK_TCK")
+
+    def _mine(self):
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + ended.ru_utime + ended.ru_stime + cpu_us(self.backend) / 1e6
 
 
 def revision(repo):

@@ -1,4 +1,4 @@
-//! Programs for measuring a pooler. Both sides are one thread each and cost less than any pooler between them.
+//! Programs for measuring a pooler. Each side is one thread, and costs about half as much as the pooler between them.
 //!
 //! * `backend --port N [--delay-us N]`: a PostgreSQL that answers every query at once (see `backend.rs`)
 //! * `load --port N ...`: closed-loop clients; prints one line of JSON (see `load.rs`)
