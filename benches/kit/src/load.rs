@@ -1,0 +1,277 @@
+//! Closed-loop clients: each sends its next query when the answer to the last one has come. One thread.
+//!
+//! A transaction is all steps of `--sql`, or with `--relogin 1` a whole connection: login, one query, goodbye. What is
+//! counted began to count after `--warmup`, and the processor time of `--watch` is read at the same two moments.
+
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+
+use crate::client::{self, Client, Seen, Target};
+use crate::measure::{Histogram, cpu_us};
+use crate::options::{Options, fail};
+use crate::socket::Repeated;
+use crate::wire::{SYNC, TERMINATE, message};
+use crate::{say, wait_for_line};
+
+/// Logins under way at a time, when a crowd comes.
+const AT_ONCE: usize = 32;
+
+/// Somewhere to log in to, as the options say.
+pub fn target(options: &Options) -> Target {
+    let tls = (options.number("tls", 0) == 1).then(|| client::tls().unwrap_or_else(|error| fail(&error.to_string())));
+    Target {
+        port: options.number("port", 6432),
+        user: options.text("user", "bench"),
+        database: options.text("database", "bench"),
+        password: options.text("password", "bench-secret"),
+        tls,
+        salted: Default::default(),
+        made: 0,
+    }
+}
+
+/// The bytes of one step.
+fn request(mode: &str, sql: &str) -> Vec<u8> {
+    let query = [sql.as_bytes(), b"\0"].concat();
+    let bind = |name: &[u8]| message(b'B', &[b"\0", name, b"\0\0\0\0\0\0\0"].concat());
+    let execute = [message(b'D', b"P\0"), message(b'E', &[0; 5]), SYNC.to_vec()].concat();
+    match mode {
+        "simple" => message(b'Q', &query),
+        "extended" => [parse(b"", &query), bind(b""), execute].concat(),
+        "prepared" => [bind(b"P_0"), execute].concat(),
+        _ => fail("--mode is simple, extended or prepared"),
+    }
+}
+
+fn parse(name: &[u8], query: &[u8]) -> Vec<u8> {
+    message(b'P', &[name, b"\0", query, b"\0\0"].concat())
+}
+
+/// A crowd of logged-in clients.
+pub struct Crowd {
+    pub poll: Poll,
+    events: Events,
+    pub target: Target,
+    pub clients: Vec<Client>,
+    scratch: Vec<u8>,
+}
+
+impl Crowd {
+    pub fn new(target: Target) -> io::Result<Self> {
+        let (poll, events) = (Poll::new()?, Events::with_capacity(512));
+        Ok(Self { poll, events, target, clients: Vec::new(), scratch: vec![0; 256 * 1024] })
+    }
+
+    /// Logs in up to `count` clients; each then sends `first`, if it is not empty, and waits for the answer.
+    pub fn gather(&mut self, count: usize, first: &[u8]) -> io::Result<()> {
+        let mut left: Vec<u8> = vec![0; self.clients.len()];
+        let (mut under_way, mut moved) = (0, Instant::now());
+        while self.clients.len() < count || under_way > 0 {
+            while under_way < AT_ONCE && self.clients.len() < count {
+                let token = Token(self.clients.len());
+                self.clients.push(Client::start(&mut self.target, self.poll.registry(), token)?);
+                left.push(if first.is_empty() { 1 } else { 2 });
+                under_way += 1;
+            }
+            for (at, seen) in self.wait(Duration::from_millis(100))? {
+                for _ in 0..seen.ready {
+                    left[at] -= 1;
+                    moved = Instant::now();
+                    match left[at] {
+                        0 => under_way -= 1,
+                        _ => self.clients[at].socket.write(first)?,
+                    }
+                }
+            }
+            if moved.elapsed() > Duration::from_secs(20) {
+                return Err(io::Error::other(format!("logins stand still, {under_way} are under way")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for events, and gives every client that has one its turn.
+    pub fn wait(&mut self, longest: Duration) -> io::Result<Vec<(usize, Seen)>> {
+        self.poll.poll(&mut self.events, Some(longest))?;
+        let mut seen = Vec::new();
+        for event in &self.events {
+            let at = event.token().0;
+            let turn = self.clients[at].turn(&mut self.target, &mut self.scratch)?;
+            if turn.ready > 0 || turn.copy_in || turn.bytes > 0 {
+                seen.push((at, turn));
+            }
+        }
+        Ok(seen)
+    }
+}
+
+struct Load {
+    crowd: Crowd,
+    requests: Vec<Vec<u8>>,
+    relogin: bool,
+    /// What a copy into the server consists of.
+    copied: (Rc<Vec<u8>>, u64),
+    /// For each active client: when its transaction began, how many steps are done, and how many transactions were counted.
+    running: Vec<(Instant, usize, u64)>,
+    window: Option<Window>,
+}
+
+/// What is counted between two moments.
+struct Window {
+    since: Instant,
+    cpu_us: f64,
+    /// Of this process and the backend together.
+    kit_us: f64,
+    transactions: u64,
+    bytes: u64,
+    times: Histogram,
+}
+
+pub fn run(options: &Options) -> io::Result<()> {
+    let (mode, active) = (options.text("mode", "simple"), options.number("clients", 16));
+    let requests: Vec<Vec<u8>> = options.text("sql", "SELECT 1").split('|').map(|sql| request(&mode, sql)).collect();
+    let first = if mode == "prepared" { [&parse(b"P_0", b"SELECT 1\0"), SYNC].concat() } else { Vec::new() };
+    let mut crowd = Crowd::new(target(options))?;
+    let relogin = options.number("relogin", 0) == 1;
+    if !relogin {
+        // those that stay idle stand behind the active ones
+        crowd.gather(active, &first)?;
+        crowd.gather(active + options.number("idle", 0), b"")?;
+    }
+    let row = message(b'd', &vec![b'x'; options.number("row-bytes", 100)]);
+    let copies = (64 * 1024 / row.len()).max(1);
+    let copied = (Rc::new(row.repeat(copies)), options.number("rows", 1_000_000_u64).div_ceil(copies as u64));
+    if options.number("gate", 0) == 1 {
+        say("ready")?;
+        wait_for_line()?;
+    }
+    let mut load = Load { crowd, requests, relogin, copied, running: Vec::new(), window: None };
+    for at in 0..active {
+        load.running.push((Instant::now(), 0, 0));
+        if relogin {
+            load.crowd.clients.push(Client::start(&mut load.crowd.target, load.crowd.poll.registry(), Token(at))?);
+        } else {
+            load.crowd.clients[at].socket.write(&load.requests[0])?;
+        }
+    }
+    load.measure(options)
+}
+
+impl Load {
+    fn measure(mut self, options: &Options) -> io::Result<()> {
+        let watched = options.list("watch");
+        let kit = [options.list("backend"), vec![std::process::id()]].concat();
+        let seconds = |name, default| Duration::from_secs_f64(options.number(name, default));
+        let begun = Instant::now();
+        let (start, length) = (begun + seconds("warmup", 0.3), seconds("seconds", 1.0));
+        loop {
+            let now = Instant::now();
+            match &self.window {
+                None if now >= start => self.window = Some(Window::open(&watched, &kit)),
+                Some(window) if now >= window.since + length => break,
+                _ => {}
+            }
+            for (at, seen) in self.crowd.wait(Duration::from_millis(20))? {
+                self.advance(at, &seen)?;
+            }
+        }
+        let window = self.window.take().expect("the loop ends with an open window");
+        say(&window.report(&watched, &kit, &self.running))
+    }
+
+    fn advance(&mut self, at: usize, seen: &Seen) -> io::Result<()> {
+        if let Some(window) = &mut self.window {
+            window.bytes += seen.bytes;
+        }
+        let client = &mut self.crowd.clients[at];
+        if seen.copy_in {
+            let end = message(b'c', b"");
+            client.socket.write_repeated(Repeated::new(Rc::clone(&self.copied.0), self.copied.1, end))?;
+        }
+        if seen.ready == 0 {
+            return Ok(());
+        }
+        let (began, steps, counted) = &mut self.running[at];
+        *steps += seen.ready as usize;
+        // a connection of its own answers the login before the first step
+        let answers = self.requests.len() + usize::from(self.relogin);
+        if *steps < answers {
+            return client.socket.write(&self.requests[*steps - usize::from(self.relogin)]);
+        }
+        let now = Instant::now();
+        if let Some(window) = &mut self.window {
+            window.finished(*began, now);
+            *counted += 1;
+        }
+        (*began, *steps) = (now, 0);
+        if self.relogin {
+            client.socket.write(TERMINATE)?;
+            *client = Client::start(&mut self.crowd.target, self.crowd.poll.registry(), Token(at))?;
+            return Ok(());
+        }
+        client.socket.write(&self.requests[0])
+    }
+}
+
+impl Window {
+    fn open(watched: &[u32], kit: &[u32]) -> Self {
+        let kit_us = cpu_us(kit);
+        Self {
+            cpu_us: cpu_us(watched),
+            kit_us,
+            since: Instant::now(),
+            transactions: 0,
+            bytes: 0,
+            times: Histogram::new(),
+        }
+    }
+
+    fn finished(&mut self, began: Instant, now: Instant) {
+        self.transactions += 1;
+        // how long took what began before cannot be said fairly: the warm-up is in it
+        if began >= self.since {
+            self.times.add(now - began);
+        }
+    }
+
+    /// One line of JSON.
+    fn report(self, watched: &[u32], kit: &[u32], running: &[(Instant, usize, u64)]) -> String {
+        let (cpu, kit_us, seconds) = (cpu_us(watched) - self.cpu_us, cpu_us(kit) - self.kit_us, self.since.elapsed());
+        // who still waits counts with the time so far
+        let waiting = running.iter().map(|(began, ..)| began.elapsed()).max().unwrap_or_default();
+        let longest = self.times.longest.max(waiting).as_secs_f64() * 1e6;
+        let counts = || running.iter().map(|(.., counted)| *counted);
+        format!(
+            "{{\"transactions\": {}, \"seconds\": {:.6}, \"cpu_us\": {cpu:.1}, \"kit_us\": {kit_us:.1}, \"bytes\": {}, \"p50_us\": {:.1}, \
+             \"p99_us\": {:.1}, \"longest_us\": {longest:.1}, \"least\": {}, \"most\": {}}}",
+            self.transactions,
+            seconds.as_secs_f64(),
+            self.bytes,
+            self.times.quantile_us(0.5),
+            self.times.quantile_us(0.99),
+            counts().min().unwrap_or(0),
+            counts().max().unwrap_or(0),
+        )
+    }
+}
+
+/// One client asks `--sql` `--times` times, `--every-ms` apart, and prints the median of how long that took.
+pub fn ask(options: &Options) -> io::Result<()> {
+    let mut crowd = Crowd::new(target(options))?;
+    crowd.gather(1, b"")?;
+    let (query, every) =
+        (request("simple", &options.text("sql", "SELECT 1")), Duration::from_millis(options.number("every-ms", 100)));
+    let mut took = Vec::new();
+    for _ in 0..options.number("times", 10) {
+        let began = Instant::now();
+        crowd.clients[0].socket.write(&query)?;
+        while !crowd.wait(Duration::from_secs(1))?.iter().any(|(_, seen)| seen.ready > 0) {}
+        took.push(began.elapsed());
+        std::thread::sleep(every.saturating_sub(began.elapsed()));
+    }
+    took.sort();
+    say(&format!("{{\"asked\": {}, \"p50_us\": {:.1}}}", took.len(), took[took.len() / 2].as_secs_f64() * 1e6))
+}
