@@ -270,9 +270,6 @@ impl Supervisor {
     }
 
     fn stop(&mut self, signal: &str, mode: ShutdownMode) {
-        if self.dies_suspended() {
-            return;
-        }
         if self.shared.broker.lock().pools.shutdown_mode() != ShutdownMode::None {
             tracing::info!("got {signal} while shutting down, fast exit");
             self.exit = Some(Exit::Immediate);
@@ -284,6 +281,9 @@ impl Supervisor {
         };
         tracing::info!("got {signal}, shutting down, {what}");
         service::notify(service::STOPPING);
+        if self.dies_suspended() {
+            return;
+        }
         self.begin_shutdown(mode);
     }
 
