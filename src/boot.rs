@@ -161,7 +161,7 @@ fn serve(
     config: Config,
     read: FilesRead,
     tls: Contexts,
-    listeners: Listeners,
+    mut listeners: Listeners,
     port: u16,
     predecessor: Option<Takeover>,
 ) -> Result<(), Fatal> {
@@ -220,7 +220,10 @@ fn serve(
         inherit::distribute(&mut crew, &shared, sockets, &state);
         old.finish(&pidfile_path)?;
     }
-    let pidfile = pidfile::write(&pidfile_path)?;
+    let pidfile = pidfile::write(&pidfile_path).inspect_err(|_| {
+        // nobody will ever answer there
+        listeners.unix.drain(..).for_each(UnixSocket::unlink);
+    })?;
     for (id, worker) in crew.into_iter().enumerate() {
         std::thread::Builder::new()
             .name(format!("worker {id}"))

@@ -163,6 +163,14 @@ class TestPidfile:
         assert with_pidfile.wait_end() == 1
         assert f"FATAL pidfile '{with_pidfile.pidfile}' exists, another instance running?" in with_pidfile.log()
 
+    def test_one_that_cannot_be_written_leaves_no_socket(self, with_pidfile):
+        with_pidfile.ini["pidfile"] = with_pidfile.dir / "nowhere" / "pooler.pid"
+        with_pidfile.write()
+        with_pidfile.start(wait=False)
+        assert with_pidfile.wait_end() == 1
+        assert f"FATAL could not open pidfile '{with_pidfile.ini['pidfile']}': No such file or directory" in with_pidfile.log()
+        assert not os.path.exists(with_pidfile.unix_path)
+
     def test_stale_one_is_removed(self, with_pidfile):
         gone = subprocess.Popen(["true"])
         gone.wait()
