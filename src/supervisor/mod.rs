@@ -120,15 +120,12 @@ impl Supervisor {
     }
 
     /// Runs until the process is to end.
-    ///
-    /// # Errors
-    /// Signals cannot be received.
     pub async fn run(
         mut self,
         mut requests: mpsc::UnboundedReceiver<Request>,
         mut jobs: mpsc::UnboundedReceiver<Job>,
-    ) -> std::io::Result<Ended> {
-        let mut signals = Signals::new()?;
+        mut signals: Signals,
+    ) -> Ended {
         reload::derive_ahead(&self.live);
         self.serve_metrics();
         let mut tick = interval(TICK);
@@ -156,11 +153,11 @@ impl Supervisor {
             }
         }
         let listeners = std::mem::take(&mut self.listeners);
-        Ok(Ended {
+        Ended {
             // who is suspended may have handed the socket to a successor
             unix: if self.is_suspended() { Vec::new() } else { listeners.unix },
             failed: self.exit == Some(Exit::Failed),
-        })
+        }
     }
 
     /// Starts to serve metrics, if they are wanted.
@@ -333,7 +330,8 @@ impl Supervisor {
     }
 }
 
-struct Signals {
+/// The signals that mean something. From `new` on they wait for the supervisor instead of ending the process.
+pub struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -343,7 +341,11 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// To be called in the runtime that will run the supervisor.
+    ///
+    /// # Errors
+    /// Signals cannot be received.
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,

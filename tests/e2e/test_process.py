@@ -281,6 +281,22 @@ def test_many_sighups_under_load(make_pooler):
     assert load.done > 60
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_at_the_first_moment_is_heeded(make_pooler, number):
+    """Whoever reads the pidfile may send a signal at once."""
+    for _ in range(3):
+        pooler = make_pooler(start=False)
+        pidfile = pooler.dir / "pooler.pid"
+        pooler.ini["pidfile"] = pidfile
+        pooler.write()
+        pooler.start(wait=False)
+        while not (pidfile.exists() and pidfile.read_text()):
+            assert pooler.alive
+        pooler.signal(number)
+        pooler.wait_log(f"got {number.name}, ")
+        pooler.stop()
+
+
 def test_sigusr1_and_sigusr2(pooler):
     with pooler.login() as wire:
         wire.query("SELECT 1")

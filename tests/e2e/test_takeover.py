@@ -340,6 +340,19 @@ def test_a_signal_ends_a_successor_that_waits(plain, number):
         assert wire.query("SELECT 1").value == "1"
 
 
+@pytest.mark.ours
+def test_a_reload_in_the_middle_of_it_waits(plain):
+    """Who rotates logs does not know of the restart: the successor, whose predecessor is about to end, reloads when it runs."""
+    plain.start()
+    with plain.login() as wire:
+        plain.start("-R", wait=False)
+        while "sending SHUTDOWN;" not in plain.log():
+            assert plain.alive
+        plain.signal(signal.SIGHUP)
+        plain.wait_log("got SIGHUP, re-reading config")
+        assert wire.query("SELECT 1").value == "1"
+
+
 def test_nobody_to_take_over_from(plain):
     plain.start("-R")
     assert "LOG old process not found, try to continue normally" in plain.log()

@@ -85,7 +85,10 @@ fn statements_live_until_they_are_closed() {
     let batch = [parse("s", "RELOAD"), parse("all", "DISCARD ALL"), bind("", "all", &[]), execute("", 0), SYNC];
     assert_eq!(talk(&mut session, &batch), "1 1 2 C(DISCARD ALL) Z");
     assert_eq!(talk(&mut session, &[bind("", "s", &[]), SYNC]), "E26000 Z");
-    talk(&mut session, &[parse("all", "DEALLOCATE ALL"), parse("", "SHOW STATE"), bind("", "all", &[]), execute("", 0), SYNC]);
+    talk(
+        &mut session,
+        &[parse("all", "DEALLOCATE ALL"), parse("", "SHOW STATE"), bind("", "all", &[]), execute("", 0), SYNC],
+    );
     assert_eq!(talk(&mut session, &[bind("", "all", &[]), SYNC]), "E26000 Z");
     assert_eq!(talk(&mut session, &[bind("", "", &[]), SYNC]), "2 Z", "the unnamed statement stays");
     assert_eq!(talk(&mut session, &[parse("", "nonsense"), SYNC]), "E08P01 Z");
