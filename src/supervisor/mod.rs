@@ -272,11 +272,7 @@ impl Supervisor {
             self.exit = Some(Exit::Immediate);
             return;
         }
-        let what = match mode {
-            ShutdownMode::WaitForClients => "waiting for all clients disconnect",
-            ShutdownMode::WaitForServers | ShutdownMode::None => "waiting for all servers connections to be released",
-        };
-        tracing::info!("got {signal}, shutting down, {what}");
+        log_stop(signal);
         service::notify(service::STOPPING);
         if self.dies_suspended() {
             return;
@@ -328,6 +324,15 @@ impl Supervisor {
         }
         let _ = self.resume();
     }
+}
+
+/// Logs that SIGTERM or SIGINT has come, and what it means.
+pub fn log_stop(signal: &str) {
+    let what = match signal {
+        "SIGTERM" => "waiting for all clients disconnect",
+        _ => "waiting for all servers connections to be released",
+    };
+    tracing::info!("got {signal}, shutting down, {what}");
 }
 
 /// The signals that mean something. From `new` on they wait for the supervisor instead of ending the process.

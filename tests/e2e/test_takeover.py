@@ -336,7 +336,7 @@ def test_a_signal_ends_a_successor_that_waits(plain, number):
             second.kill()
             plain.signal(signal.SIGCONT)
         assert second.returncode == 1
-        assert "FATAL takeover was in progress, going down immediately" in rest
+        assert re.search(rf"LOG got {number.name}, shutting down, .*\n.* FATAL takeover was in progress, going down immediately", rest)
         assert wire.query("SELECT 1").value == "1"
 
 
