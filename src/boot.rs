@@ -21,8 +21,8 @@ use crate::net::tls::Contexts;
 use crate::pool::Pools;
 use crate::relay::vars::TrackedNames;
 use crate::shared::{Live, Post, Shared};
-use crate::supervisor::Supervisor;
 use crate::supervisor::reload::{FilesRead, Users, build_tls, load, read_rules, read_users, scram_work, verbosity};
+use crate::supervisor::{Signals, Supervisor};
 use crate::sys;
 use crate::sys::pidfile::{self, Pidfile};
 use crate::takeover::{self, Takeover};
@@ -161,7 +161,7 @@ fn serve(
     config: Config,
     read: FilesRead,
     tls: Contexts,
-    listeners: Listeners,
+    mut listeners: Listeners,
     port: u16,
     predecessor: Option<Takeover>,
 ) -> Result<(), Fatal> {
@@ -215,12 +215,20 @@ fn serve(
         .map(|(id, poll)| Worker::new(id, shared.clone(), live.clone(), poll, acceptor.take()))
         .collect();
     let pidfile_path = live.config.settings.pidfile.clone();
+    let signals = {
+        let _inside = runtime.enter();
+        // before the predecessor is told to end, and before anybody can know that we are here
+        Signals::new().map_err(failed("cannot receive signals"))?
+    };
     if let Some(mut old) = predecessor {
         let (sockets, state) = (std::mem::take(&mut old.sockets), std::mem::take(&mut old.state));
         inherit::distribute(&mut crew, &shared, sockets, &state);
         old.finish(&pidfile_path)?;
     }
-    let pidfile = pidfile::write(&pidfile_path)?;
+    let pidfile = pidfile::write(&pidfile_path).inspect_err(|_| {
+        // nobody will ever answer there
+        listeners.unix.drain(..).for_each(UnixSocket::unlink);
+    })?;
     for (id, worker) in crew.into_iter().enumerate() {
         std::thread::Builder::new()
             .name(format!("worker {id}"))
@@ -231,11 +239,10 @@ fn serve(
     tracing::info!("{}", cli::process_up());
     sys::service::notify(sys::service::READY);
     let supervisor = Supervisor::new(shared, live, listeners);
-    let ended = runtime.block_on(supervisor.run(request_queue, job_queue)).map_err(failed("cannot receive signals"));
+    let ended = runtime.block_on(supervisor.run(request_queue, job_queue, signals));
     if let Some(pidfile) = pidfile {
         Pidfile::remove(pidfile);
     }
-    let ended = ended?;
     ended.unix.into_iter().for_each(UnixSocket::unlink);
     runtime.shutdown_background();
     // what there was to say has been logged

@@ -17,6 +17,7 @@ use crate::admin::snapshot::{FdRow, FdTask};
 use crate::config::CONSOLE_DATABASE;
 use crate::log::Fatal;
 use crate::net::listener::{self, Listeners};
+use crate::supervisor::log_stop;
 use crate::sys;
 use crate::sys::stopping::StopSignals;
 use crate::wire::encode;
@@ -278,6 +279,7 @@ fn nonsense() -> Fatal {
 
 fn broken(error: &std::io::Error) -> Fatal {
     if error.kind() == std::io::ErrorKind::Interrupted {
+        log_stop(&error.to_string());
         return Fatal("takeover was in progress, going down immediately".to_owned());
     }
     Fatal(format!("connection to old process: {}", sys::error_text(error)))

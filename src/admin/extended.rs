@@ -169,6 +169,10 @@ impl Session {
         let (name, rest) = split_cstr(body).ok_or(Refusal::Malformed)?;
         let (query, rest) = split_cstr(rest).ok_or(Refusal::Malformed)?;
         let (types, _) = u16_at(rest)?;
+        if name.is_empty() {
+            // it is gone even if nothing takes its place
+            self.statements.remove(name);
+        }
         if types > 0 {
             return Err(Refusal::Parameters);
         }
@@ -277,7 +281,8 @@ impl Session {
             }
             Probe::SetIgnored => reply::set_ignored(out),
             Probe::ForgetAll(tag) => {
-                self.statements.clear();
+                // the unnamed one is not among those that are deallocated
+                self.statements.retain(|name, _| name.is_empty());
                 reply::complete(out, tag);
             }
             Probe::Forget(statement) => {
@@ -344,7 +349,8 @@ impl Portal {
             out.extend_from_slice(whole);
             given += 1;
         }
-        if rest.is_empty() {
+        // as in PostgreSQL, who got as many rows as he asked for is not told yet that there are no more
+        if rest.is_empty() && (max_rows == 0 || given < max_rows) {
             out.extend_from_slice(tag);
             self.state = State::Finished;
             return;
@@ -376,6 +382,8 @@ fn formats(rest: &[u8], columns: usize) -> Result<Vec<Format>, Refusal> {
     match given.as_slice() {
         [] => Ok(vec![Format::Text; columns]),
         [all] => Ok(vec![*all; columns]),
+        // without columns there is nothing to be formatted
+        _ if columns == 0 => Ok(Vec::new()),
         _ if given.len() == columns => Ok(given),
         _ => Err(Refusal::ResultFormats { given: given.len(), columns }),
     }

@@ -23,14 +23,32 @@ impl<S, R: Clone> Pools<S, R> {
         self.shutdown
     }
 
+    /// Whether PAUSE or KILL, of all or of one entry, would be done.
+    ///
+    /// # Errors
+    /// Paused or suspended already.
+    pub fn may_pause(&self) -> Result<(), String> {
+        if self.pause == PauseMode::None { Ok(()) } else { Err(BUSY.into()) }
+    }
+
+    /// Whether SUSPEND would be done.
+    ///
+    /// # Errors
+    /// Paused or suspended already, or an entry is paused.
+    pub fn may_suspend(&self) -> Result<(), String> {
+        self.may_pause()?;
+        if self.entries.iter().any(|(_, entry)| entry.paused) {
+            return Err("cannot suspend with paused databases".into());
+        }
+        Ok(())
+    }
+
     /// PAUSE: nothing is handed out; unlinked servers are closed. Done when `is_drained`.
     ///
     /// # Errors
     /// Paused or suspended already.
     pub fn pause_all(&mut self, _now: Micros) -> Result<(), String> {
-        if self.pause != PauseMode::None {
-            return Err(BUSY.into());
-        }
+        self.may_pause()?;
         self.start_pause();
         Ok(())
     }
@@ -86,14 +104,9 @@ impl<S, R: Clone> Pools<S, R> {
     /// SUSPEND begins: nothing is swept any more, but whoever waits is still served, for only then is he at rest.
     ///
     /// # Errors
-    /// Paused or suspended already, or an entry is paused.
+    /// See `may_suspend`.
     pub fn suspend(&mut self, _now: Micros) -> Result<(), String> {
-        if self.pause != PauseMode::None {
-            return Err(BUSY.into());
-        }
-        if self.entries.iter().any(|(_, entry)| entry.paused) {
-            return Err("cannot suspend with paused databases".into());
-        }
+        self.may_suspend()?;
         self.pause = PauseMode::Suspended;
         Ok(())
     }
@@ -165,9 +178,7 @@ impl<S, R: Clone> Pools<S, R> {
     /// # Errors
     /// A global pause is on; no such entry.
     pub fn pause_db(&mut self, name: &str, now: Micros) -> Result<bool, String> {
-        if self.pause != PauseMode::None {
-            return Err(BUSY.into());
-        }
+        self.may_pause()?;
         let db = self.named(name, "pause", now)?;
         self.entries[db].paused = true;
         if self.entries[db].connections == 0 {
@@ -193,9 +204,14 @@ impl<S, R: Clone> Pools<S, R> {
     /// # Errors
     /// No such entry, or it is not paused.
     pub fn resume_db(&mut self, name: &str, now: Micros) -> Result<(), String> {
+        let not_paused = || format!("database {name} is not paused");
+        // the console's entry is there, but cannot be paused
+        if name == CONSOLE_DATABASE {
+            return Err(not_paused());
+        }
         let db = self.existing(name)?;
         if !std::mem::replace(&mut self.entries[db].paused, false) {
-            return Err(format!("database {name} is not paused"));
+            return Err(not_paused());
         }
         for pool in self.entries[db].pools.clone() {
             self.serve(pool, now);
@@ -244,9 +260,7 @@ impl<S, R: Clone> Pools<S, R> {
     /// # Errors
     /// A global pause is on; the console's name; no such entry.
     pub fn kill(&mut self, name: Option<&str>, now: Micros) -> Result<(), String> {
-        if self.pause != PauseMode::None {
-            return Err(BUSY.into());
-        }
+        self.may_pause()?;
         for db in self.meant(name, "kill", now)? {
             self.entries[db].paused = true;
             self.drop_pools(db, &Disconnect::fatal("database removed"), now);

@@ -596,6 +596,8 @@ fn console_s6_errors() {
         (pools.pause_db("pgbouncer", now).map(|_| ()), "cannot pause admin db: pgbouncer"),
         (pools.pause_db("no", now).map(|_| ()), "no such database: no"),
         (pools.resume_db("db", now), "database db is not paused"),
+        (pools.resume_db("no", now), "no such database: no"),
+        (pools.resume_db("pgbouncer", now), "database pgbouncer is not paused"),
         (pools.disable_db(None, now), "a database is required"),
         (pools.disable_db(Some("pgbouncer"), now), "cannot disable admin db: pgbouncer"),
         (pools.enable_db(Some("pgbouncer"), now), "cannot enable admin db: pgbouncer"),

@@ -68,6 +68,7 @@ impl Supervisor {
     }
 
     async fn run_command(&mut self, client: ClientRef, command: Command) -> Result<Done, Refusal> {
+        self.may_run(&command).map_err(Refusal::Pools)?;
         if let Some(line) = command.log_line() {
             tracing::info!("{line}");
         }
@@ -146,6 +147,16 @@ impl Supervisor {
                 self.begin_shutdown(mode);
                 Ok(Done::Nothing)
             }
+        }
+    }
+
+    /// What is refused because everything stands still already is not logged as issued.
+    fn may_run(&self, command: &Command) -> Result<(), String> {
+        let pools = &self.shared.broker.lock().pools;
+        match command {
+            Command::Pause(_) | Command::Kill(_) => pools.may_pause(),
+            Command::Suspend => pools.may_suspend(),
+            _ => Ok(()),
         }
     }
 

@@ -120,15 +120,12 @@ impl Supervisor {
     }
 
     /// Runs until the process is to end.
-    ///
-    /// # Errors
-    /// Signals cannot be received.
     pub async fn run(
         mut self,
         mut requests: mpsc::UnboundedReceiver<Request>,
         mut jobs: mpsc::UnboundedReceiver<Job>,
-    ) -> std::io::Result<Ended> {
-        let mut signals = Signals::new()?;
+        mut signals: Signals,
+    ) -> Ended {
         reload::derive_ahead(&self.live);
         self.serve_metrics();
         let mut tick = interval(TICK);
@@ -156,11 +153,11 @@ impl Supervisor {
             }
         }
         let listeners = std::mem::take(&mut self.listeners);
-        Ok(Ended {
+        Ended {
             // who is suspended may have handed the socket to a successor
             unix: if self.is_suspended() { Vec::new() } else { listeners.unix },
             failed: self.exit == Some(Exit::Failed),
-        })
+        }
     }
 
     /// Starts to serve metrics, if they are wanted.
@@ -270,20 +267,16 @@ impl Supervisor {
     }
 
     fn stop(&mut self, signal: &str, mode: ShutdownMode) {
-        if self.dies_suspended() {
-            return;
-        }
         if self.shared.broker.lock().pools.shutdown_mode() != ShutdownMode::None {
             tracing::info!("got {signal} while shutting down, fast exit");
             self.exit = Some(Exit::Immediate);
             return;
         }
-        let what = match mode {
-            ShutdownMode::WaitForClients => "waiting for all clients disconnect",
-            ShutdownMode::WaitForServers | ShutdownMode::None => "waiting for all servers connections to be released",
-        };
-        tracing::info!("got {signal}, shutting down, {what}");
+        log_stop(signal);
         service::notify(service::STOPPING);
+        if self.dies_suspended() {
+            return;
+        }
         self.begin_shutdown(mode);
     }
 
@@ -333,7 +326,17 @@ impl Supervisor {
     }
 }
 
-struct Signals {
+/// Logs that SIGTERM or SIGINT has come, and what it means.
+pub fn log_stop(signal: &str) {
+    let what = match signal {
+        "SIGTERM" => "waiting for all clients disconnect",
+        _ => "waiting for all servers connections to be released",
+    };
+    tracing::info!("got {signal}, shutting down, {what}");
+}
+
+/// The signals that mean something. From `new` on they wait for the supervisor instead of ending the process.
+pub struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -343,7 +346,11 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// To be called in the runtime that will run the supervisor.
+    ///
+    /// # Errors
+    /// Signals cannot be received.
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,

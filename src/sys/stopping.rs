@@ -27,7 +27,7 @@ impl StopSignals {
     /// Waits until `socket` has something to read or has ended.
     ///
     /// # Errors
-    /// `Interrupted`: one of the signals has come. Or what poll says.
+    /// `Interrupted`, with the name of the signal that has come. Or what poll says.
     pub fn wait_readable(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.wait(
             &mut [PollFd::new(self.pending.as_fd(), PollFlags::POLLIN), PollFd::new(socket, PollFlags::POLLIN)],
@@ -51,8 +51,10 @@ impl StopSignals {
                 Err(error) => return Err(error.into()),
                 Ok(_) if fds[0].any().unwrap_or(true) => {
                     // taken, or it would strike when it is let through
-                    self.pending.read_signal()?;
-                    return Err(io::ErrorKind::Interrupted.into());
+                    let taken = self.pending.read_signal()?;
+                    let interrupt = taken.is_some_and(|info| info.ssi_signo == Signal::SIGINT as u32);
+                    let name = if interrupt { "SIGINT" } else { "SIGTERM" };
+                    return Err(io::Error::new(io::ErrorKind::Interrupted, name));
                 }
                 Ok(_) => return Ok(()),
             }
@@ -81,8 +83,8 @@ mod tests {
         held.wait_readable(near.as_fd()).expect("readable");
         held.wait_for(Duration::from_millis(1)).expect("the time is over");
         pthread_kill(pthread_self(), Signal::SIGTERM).expect("a signal to this thread");
-        let told = held.wait_readable(near.as_fd()).map_err(|e| e.kind());
-        assert_eq!(told, Err(io::ErrorKind::Interrupted));
+        let told = held.wait_readable(near.as_fd()).map_err(|e| (e.kind(), e.to_string()));
+        assert_eq!(told, Err((io::ErrorKind::Interrupted, "SIGTERM".to_owned())));
         held.wait_readable(near.as_fd()).expect("one signal ends one wait, and not the process");
     }
 }

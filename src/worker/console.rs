@@ -102,7 +102,7 @@ impl Worker {
     fn console_refuses(&self, client: &mut Client, refusal: &Refusal) -> Result<(), End> {
         log_refusal(refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
         let mut out = Vec::new();
-        reply::refuse(&mut out, refusal).map_err(|_| Disconnect::silent("failure"))?;
+        reply::refuse(&mut out, refusal).map_err(|_| Disconnect::fatal("failure"))?;
         client.stream.write_bytes(&out).map_err(|_| gone())
     }
 
@@ -115,7 +115,7 @@ impl Worker {
         };
         console.busy = false;
         if bytes.is_empty() {
-            return self.disconnect(client, Disconnect::silent("failure").into());
+            return self.disconnect(client, Disconnect::fatal("failure").into());
         }
         let mut out = Vec::new();
         console.session.answer(bytes, &mut out);

@@ -353,6 +353,16 @@ def test_errors_are_logged_with_and_without_prefix(pooler, console):
     pooler.wait_log(re.compile(r"pgbouncer/admin@\S+ pooler error: unsupported packet type for admin console: 70\n"))
 
 
+def test_what_is_refused_in_a_pause_is_not_logged_as_issued(pooler, console):
+    console.query("PAUSE")
+    for command in ("PAUSE", "PAUSE p0", "PAUSE pgbouncer", "KILL p0", "SUSPEND"):
+        refuse(console, command, "already suspended/paused")
+    console.query("RESUME")
+    refuse(console, "RESUME pgbouncer", "database pgbouncer is not paused")
+    issued = re.findall(r"LOG (.*) command issued", pooler.log())
+    assert issued == ["PAUSE", "RESUME", "RESUME 'pgbouncer'"]
+
+
 def test_unknown_message_type_is_logged(pooler, console):
     console.send(message("!"))
     pooler.wait_log(re.compile(r"\] ERROR C-0x[0-9a-f]+: pgbouncer/admin@\S+ unknown pkt from client: 33/0x21\n"))
@@ -423,11 +433,10 @@ def test_cancelling_a_waiting_pause_resumes(pooler):
     pooler.wait_log("cancel request for console client")
 
 
-@pytest.mark.since("1.25")
 def test_too_long_an_error_closes_the_connection(pooler):
     with pooler.console() as console:
         console.send(query("? " * 300))
-        assert console.at_eof()
+        console.expect_fatal("failure")
     pooler.wait_log(re.compile(r"closing because: failure \(age=0s\)"))
 
 

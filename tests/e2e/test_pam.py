@@ -11,6 +11,7 @@ import pytest
 
 from support import system
 from support.wire import ServerError
+from test_takeover import debian, reboot  # noqa: F401 - a fixture
 
 STACK = Path("/etc/pam.d/pgbouncer")
 EXEC = next(iter(Path("/lib").glob("*/security/pam_exec.so")), None) or next(iter(Path("/usr/lib").glob("*/security/pam_exec.so")), None)
@@ -151,3 +152,28 @@ def test_client_that_leaves_while_it_is_judged(pam):
             return False
 
     system.until(served, 20)
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("through", ["ours", "debian"])
+def test_users_are_handed_over(pam, request, through):
+    """No file knows them: that new servers can log in is due to the password that the modules accepted."""
+    pooler = pam()
+    pooler.ini.pop("worker_threads", None)
+    pooler.write()
+    ours = pooler.binary
+    between = request.getfixturevalue("debian") if through == "debian" else ours
+    with pooler.login("app", password="app-secret") as scram, pooler.login("md5user", password="md5-secret") as md5:
+        scram.query("BEGIN")
+        md5.query("SELECT 1")
+        for turn, program in enumerate((between, ours)):
+            reboot(pooler, program)
+            assert scram.query("COMMIT; BEGIN").tags == ["COMMIT", "BEGIN"]
+            with pooler.login("admin", "pgbouncer", password="SecurePass2024!") as console:
+                console.query("RECONNECT")
+                system.until(lambda: not [s for s in console.query("SHOW SERVERS").dicts if s["user"] == "md5user"])
+            assert md5.query(f"SELECT current_user || {turn}").value == f"md5user{turn}"
+            with pooler.login("md5user", password="md5-secret") as late:
+                assert late.query("SELECT current_user").value == "md5user"
+            refused(pooler, "PAM authentication failed", "app", "wrong")
+        assert scram.query("COMMIT; SELECT current_user").rows == [["app"]]

@@ -163,6 +163,14 @@ class TestPidfile:
         assert with_pidfile.wait_end() == 1
         assert f"FATAL pidfile '{with_pidfile.pidfile}' exists, another instance running?" in with_pidfile.log()
 
+    def test_one_that_cannot_be_written_leaves_no_socket(self, with_pidfile):
+        with_pidfile.ini["pidfile"] = with_pidfile.dir / "nowhere" / "pooler.pid"
+        with_pidfile.write()
+        with_pidfile.start(wait=False)
+        assert with_pidfile.wait_end() == 1
+        assert f"FATAL could not open pidfile '{with_pidfile.ini['pidfile']}': No such file or directory" in with_pidfile.log()
+        assert not os.path.exists(with_pidfile.unix_path)
+
     def test_stale_one_is_removed(self, with_pidfile):
         gone = subprocess.Popen(["true"])
         gone.wait()
@@ -271,6 +279,22 @@ def test_many_sighups_under_load(make_pooler):
             seen = load.done
             until(lambda: load.done > seen)
     assert load.done > 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_at_the_first_moment_is_heeded(make_pooler, number):
+    """Whoever reads the pidfile may send a signal at once."""
+    for _ in range(3):
+        pooler = make_pooler(start=False)
+        pidfile = pooler.dir / "pooler.pid"
+        pooler.ini["pidfile"] = pidfile
+        pooler.write()
+        pooler.start(wait=False)
+        while not (pidfile.exists() and pidfile.read_text()):
+            assert pooler.alive
+        pooler.signal(number)
+        pooler.wait_log(f"got {number.name}, ")
+        pooler.stop()
 
 
 def test_sigusr1_and_sigusr2(pooler):

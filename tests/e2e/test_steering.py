@@ -119,13 +119,13 @@ def test_one_database_is_paused_reconnected_and_waited_for(pooler, pg):
 
 def test_sigterm_lets_all_transactions_end(pooler, pg):
     # a number of transactions, not of seconds: the pooler is to end because they have
-    bench = Pgbench(pg, pooler, "-N", "-t", 40 * SECONDS)
+    bench = Pgbench(pg, pooler, "-N", "-t", 20 * SECONDS)
     until(lambda: all_in(pooler))
     pooler.signal(signal.SIGTERM)
     pooler.wait_log("got SIGTERM, shutting down, waiting for all clients disconnect")
     until(pooler.refuses)
     assert pooler.alive
-    assert bench.finish() == CLIENTS * 40 * SECONDS
+    assert bench.finish() == CLIENTS * 20 * SECONDS
     assert pooler.wait_end() == 0
     assert "client connections dropped, exiting" in pooler.log()
 

@@ -1,6 +1,7 @@
 """SUSPEND: everything comes to rest at the end of a message, nobody is hurt, and RESUME goes on where it stopped."""
 
 import os
+import re
 import signal
 import socket
 import struct
@@ -163,7 +164,16 @@ def test_signals_meanwhile(pooler, console, number):
     console.query("SUSPEND")
     pooler.signal(number)
     assert pooler.wait_end() == 1
-    assert "FATAL suspend was in progress, going down immediately" in pooler.log()
+    assert re.search(rf"LOG got {number.name}, shutting down, .*\n.* FATAL suspend was in progress, going down immediately", pooler.log())
+
+
+@pytest.mark.ours
+def test_a_signal_forces_a_shutdown_that_was_suspended(pooler, console):
+    console.query("SHUTDOWN WAIT_FOR_CLIENTS")
+    console.query("SUSPEND")
+    pooler.signal(signal.SIGTERM)
+    assert pooler.wait_end() == 0
+    assert "got SIGTERM while shutting down, fast exit" in pooler.log()
 
 
 def test_shutdown_meanwhile_leaves_the_socket_file(pooler, console):

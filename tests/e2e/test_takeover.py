@@ -336,7 +336,20 @@ def test_a_signal_ends_a_successor_that_waits(plain, number):
             second.kill()
             plain.signal(signal.SIGCONT)
         assert second.returncode == 1
-        assert "FATAL takeover was in progress, going down immediately" in rest
+        assert re.search(rf"LOG got {number.name}, shutting down, .*\n.* FATAL takeover was in progress, going down immediately", rest)
+        assert wire.query("SELECT 1").value == "1"
+
+
+@pytest.mark.ours
+def test_a_reload_in_the_middle_of_it_waits(plain):
+    """Who rotates logs does not know of the restart: the successor, whose predecessor is about to end, reloads when it runs."""
+    plain.start()
+    with plain.login() as wire:
+        plain.start("-R", wait=False)
+        while "sending SHUTDOWN;" not in plain.log():
+            assert plain.alive
+        plain.signal(signal.SIGHUP)
+        plain.wait_log("got SIGHUP, re-reading config")
         assert wire.query("SELECT 1").value == "1"
 
 

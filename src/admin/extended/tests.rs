@@ -85,6 +85,14 @@ fn statements_live_until_they_are_closed() {
     let batch = [parse("s", "RELOAD"), parse("all", "DISCARD ALL"), bind("", "all", &[]), execute("", 0), SYNC];
     assert_eq!(talk(&mut session, &batch), "1 1 2 C(DISCARD ALL) Z");
     assert_eq!(talk(&mut session, &[bind("", "s", &[]), SYNC]), "E26000 Z");
+    talk(
+        &mut session,
+        &[parse("all", "DEALLOCATE ALL"), parse("", "SHOW STATE"), bind("", "all", &[]), execute("", 0), SYNC],
+    );
+    assert_eq!(talk(&mut session, &[bind("", "all", &[]), SYNC]), "E26000 Z");
+    assert_eq!(talk(&mut session, &[bind("", "", &[]), SYNC]), "2 Z", "the unnamed statement stays");
+    assert_eq!(talk(&mut session, &[parse("", "nonsense"), SYNC]), "E08P01 Z");
+    assert_eq!(talk(&mut session, &[bind("", "", &[]), SYNC]), "E26000 Z", "what was there before is not run instead");
     session.receive(b'P', &parse("", "RELOAD").1, Rights::Admin, &mut Vec::new());
     session.forget_unnamed();
     assert_eq!(talk(&mut session, &[bind("", "", &[]), SYNC]), "E26000 Z");
@@ -122,6 +130,8 @@ fn rows_come_in_portions_and_formats() {
     let batch = [parse("", "SHOW STATE"), bind("", "", &[]), execute("", 2), execute("", 2), execute("", 2), SYNC];
     assert_eq!(talk(&mut session, &batch), "1 2 D D s D C(SHOW) C(SHOW) Z");
     assert_eq!(talk(&mut session, &[execute("", 0), SYNC]), "E34000 Z", "portals end with their batch");
+    let exactly = [bind("", "", &[]), execute("", 3), execute("", 3), SYNC];
+    assert_eq!(talk(&mut session, &exactly), "2 D D D s C(SHOW) Z");
 
     let mut out = Vec::new();
     for (tag, body) in [parse("", "SHOW DNS_ZONES"), bind("p", "", &[0, 1, 1]), about(b'D', "Pp"), execute("p", 0)] {
@@ -150,6 +160,15 @@ fn portals_outlive_sync_between_begin_and_its_end() {
     assert_eq!(talk(&mut session, &[execute("c", 0), SYNC]), "D D C(SHOW) Z");
     assert_eq!(talk(&mut session, &[parse("", "COMMIT"), bind("", "", &[]), execute("", 0), SYNC]), "1 2 C(COMMIT) Z");
     assert_eq!(talk(&mut session, &[execute("c", 0), SYNC]), "E34000 Z");
+}
+
+#[test]
+fn formats_do_not_matter_without_columns() {
+    let mut session = Session::default();
+    for query in ["BEGIN", "COMMIT"] {
+        let batch = [parse("", query), bind("", "", &[1, 1, 0]), execute("", 0), SYNC];
+        assert_eq!(talk(&mut session, &batch), format!("1 2 C({query}) Z"));
+    }
 }
 
 #[test]
