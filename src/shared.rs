@@ -19,7 +19,6 @@ use zeroize::Zeroizing;
 
 use crate::admin::command::Command;
 use crate::admin::handover::StateRow;
-use crate::admin::snapshot::SocketRow;
 use crate::auth::choice::Outside;
 use crate::auth::scram::{Derivation, SaltedKeys, ScramKeys, Verifier};
 use crate::auth::secret::Secret;
@@ -44,6 +43,7 @@ use crate::stats::ends::Ends;
 use crate::stats::histogram::{Span, Times};
 use crate::time::Micros;
 use crate::worker::peer::PeerAddr;
+use crate::worker::picture;
 use crate::worker::server::Server;
 
 use cells::Cells;
@@ -265,7 +265,7 @@ pub enum Message {
     },
     Live(Arc<Live>),
     /// Rows of all sockets of this worker.
-    Picture(oneshot::Sender<Vec<SocketRow>>),
+    Picture(picture::Order),
     /// Those of its clients that stand in a line.
     Waiting(oneshot::Sender<Vec<Waiting>>),
     /// Its clients counted by who they are.

@@ -1,5 +1,7 @@
 //! Console commands: [`crate::admin`] joined to the pools and the workers.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -7,7 +9,7 @@ use tokio::sync::oneshot;
 use crate::admin::command::{Command, Shutdown, Topic};
 use crate::admin::refusal::Refusal;
 use crate::admin::{reply, show};
-use crate::clock::Clock;
+use crate::clock::{Clock, format_local};
 use crate::config::keys;
 use crate::id::ClientRef;
 use crate::pool::{PauseMode, ShutdownMode};
@@ -199,12 +201,14 @@ impl Supervisor {
 
     async fn show(&mut self, topic: Topic) -> Result<Done, Refusal> {
         let mut out = Vec::new();
-        let time = |secs: i64| crate::clock::format_local(secs);
+        // many connections share few seconds
+        let times = RefCell::new(HashMap::new());
+        let time = |secs: i64| times.borrow_mut().entry(secs).or_insert_with_key(|&secs| format_local(secs)).clone();
         match topic {
-            Topic::Clients => show::clients(&mut out, &self.sockets().await, &time),
-            Topic::Servers => show::servers(&mut out, &self.sockets().await, &time),
-            Topic::Sockets => show::sockets(&mut out, &self.sockets().await, &time),
-            Topic::ActiveSockets => show::active_sockets(&mut out, &self.sockets().await, &time),
+            Topic::Clients => show::clients(&mut out, &self.sockets(topic).await, &time),
+            Topic::Servers => show::servers(&mut out, &self.sockets(topic).await, &time),
+            Topic::Sockets => show::sockets(&mut out, &self.sockets(topic).await, &time),
+            Topic::ActiveSockets => show::active_sockets(&mut out, &self.sockets(topic).await, &time),
             Topic::Pools => show::pools(&mut out, &self.pool_rows()),
             Topic::Databases => show::databases(&mut out, &self.database_rows()),
             Topic::Users => show::users(&mut out, &self.user_rows()),

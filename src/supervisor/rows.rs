@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
+use crate::admin::command::Topic;
 use crate::admin::show;
 use crate::admin::snapshot::{
     ConfigRow, DatabaseRow, FdRow, ListsSnapshot, MemRow, PeerPoolRow, PeerRow, PoolRow, SocketRow, SocketState, State,
@@ -17,21 +18,40 @@ use crate::shared::Message;
 use crate::supervisor::Supervisor;
 use crate::time::Micros;
 use crate::worker::client::Client;
-use crate::worker::picture::server_row;
+use crate::worker::picture::{Order, server_row};
 use crate::worker::server::Server;
 
 /// The console's own pool, as SHOW prints it.
 const CONSOLE_POOL_SIZE: i64 = 2;
 
 impl Supervisor {
-    /// Every client and server socket.
-    pub(super) async fn sockets(&self) -> Vec<SocketRow> {
-        let mut rows = Vec::new();
+    /// Every server socket and every client that is linked; all other clients too if there is to be a list of clients; what
+    /// a successor has to know only for the list of descriptors.
+    pub(super) async fn sockets(&self, topic: Topic) -> Vec<SocketRow> {
+        let handover = topic == Topic::Fds;
+        let (mut busy, mut rest) = (Vec::new(), Vec::new());
         for post in &self.shared.posts {
-            let (reply, picture) = oneshot::channel();
-            post.send(Message::Picture(reply));
-            rows.extend(picture.await.unwrap_or_default());
+            let (now, soon) = (oneshot::channel(), (topic != Topic::Servers).then(oneshot::channel));
+            busy.push(now.1);
+            let (later, list) = soon.unzip();
+            rest.extend(list);
+            post.send(Message::Picture(Order { handover, busy: now.0, rest: later }));
         }
+        let mut rows = Vec::new();
+        for list in busy {
+            rows.extend(list.await.unwrap_or_default());
+        }
+        self.parked_rows(&mut rows, handover);
+        for list in rest {
+            rows.extend(list.await.unwrap_or_default());
+        }
+        // one that went from a worker to the pools meanwhile
+        rows.sort_by_key(|row| row.id);
+        rows.dedup_by_key(|row| row.id);
+        rows
+    }
+
+    fn parked_rows(&self, rows: &mut Vec<SocketRow>, handover: bool) {
         let listen_port = self.shared.listen_port;
         self.shared.broker.lock().pools.server_rows(|row| {
             let Some(conn) = row.conn else { return };
@@ -42,12 +62,10 @@ impl Supervisor {
                 ServerState::Active => SocketState::SvActive,
                 _ => SocketState::SvIdle,
             };
-            let mut shown = server_row(conn, state, listen_port);
+            let mut shown = server_row(conn, state, listen_port, handover);
             shown.close_needed = row.close_needed;
             rows.push(shown);
         });
-        rows.sort_by_key(|row| row.id);
-        rows
     }
 
     /// SHOW FDS: the listeners, then every socket that a successor could take over.
@@ -64,7 +82,7 @@ impl Supervisor {
                     .map(|unix| listener(unix.socket.as_raw_fd(), "unix".to_owned(), self.shared.listen_port)),
             )
             .collect();
-        rows.extend(show::fds_of(&self.sockets().await));
+        rows.extend(show::fds_of(&self.sockets(Topic::Fds).await));
         rows
     }
 

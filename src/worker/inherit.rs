@@ -244,6 +244,7 @@ impl Worker {
         let (home, now) = (self.id, self.now);
         let me = self.pools(|broker| broker.pools.inherit(pool.id, home, address, now));
         let mut server = Box::new(Server {
+            local: socket.local_addr(),
             stream: Stream::new(socket),
             me,
             id: self.shared.next_socket(),

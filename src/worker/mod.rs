@@ -117,6 +117,7 @@ pub struct Worker {
     sweep_at: Micros,
     /// The slot where the running sweep goes on.
     sweep_next: Option<u32>,
+    listings: Vec<picture::Listing>,
     /// What the turn in progress holds, should it panic.
     turning: table::Turning,
     hold: Hold,
@@ -152,6 +153,7 @@ impl Worker {
             again: Vec::new(),
             sweep_at: now + SWEEP_EVERY,
             sweep_next: None,
+            listings: Vec::new(),
             turning: table::Turning::default(),
             hold: Hold::Off,
             missed: Vec::new(),
@@ -191,13 +193,14 @@ impl Worker {
             }
             self.guarded(Self::retreat_ends);
             self.guarded(Self::sweep_slice);
+            self.guarded(Self::picture_slice);
             self.obey_local();
         }
     }
 
     /// How long to sleep at most. Sleeping is what ends a busy time: the clock is read here anyway.
     fn wait(&mut self) -> Duration {
-        if !self.again.is_empty() || self.sweep_next.is_some() {
+        if !self.again.is_empty() || self.sweep_next.is_some() || !self.listings.is_empty() {
             return Duration::ZERO;
         }
         let due = self.retreat.as_ref().map_or(self.sweep_at, |retreat| retreat.ends.min(self.sweep_at));
@@ -272,9 +275,7 @@ impl Worker {
             Message::ServerShook { server, work } => self.server_shook(server, *work),
             Message::Resolved { server, addresses } => self.resolved(server, addresses),
             Message::Live(live) => self.live = live,
-            Message::Picture(reply) => {
-                let _ = reply.send(self.picture());
-            }
+            Message::Picture(order) => self.picture(order),
             Message::Waiting(reply) => {
                 let _ = reply.send(self.waiting());
             }

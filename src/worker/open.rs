@@ -417,6 +417,7 @@ impl Worker {
         let vars = self.interner.intern(opening.vars);
         let reply = Arc::new(LoginReply { untracked: opening.untracked, tracked: vars.clone() });
         let server = Box::new(Server {
+            local: stream.socket().local_addr(),
             stream,
             me: opening.me,
             id: opening.id,

@@ -1,7 +1,13 @@
 //! Rows of this worker's sockets, for SHOW.
+//!
+//! Servers and the clients they are linked to are listed in one go, for they change hands all the time; all other clients,
+//! of whom there may be thousands, a slice at a time between the turns of those who work.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+
+use tokio::sync::oneshot;
 
 use crate::admin::snapshot::{Buffers, Handover, Home, SocketRow, SocketState};
 use crate::clock::Clock;
@@ -29,30 +35,80 @@ pub(super) const APPLICATION_NAME: usize = 4;
 /// The positions of those that PgBouncer hands to a successor: date style, encoding, time zone, standard strings.
 pub(crate) const TRACKED: [usize; 4] = [DATESTYLE, CLIENT_ENCODING, TIMEZONE, STD_STRINGS];
 
+/// Most clients listed before traffic gets its turn: some hundred microseconds.
+const SLICE: u32 = 128;
+
+/// What is to be listed.
+#[derive(Debug)]
+pub struct Order {
+    /// Whether what SHOW FDS tells a successor belongs in the rows.
+    pub handover: bool,
+    /// Gets servers and linked clients at once.
+    pub busy: oneshot::Sender<Vec<SocketRow>>,
+    /// Gets all other clients, if anybody asks for them.
+    pub rest: Option<oneshot::Sender<Vec<SocketRow>>>,
+}
+
+/// A list of clients that is under way.
+pub(super) struct Listing {
+    handover: bool,
+    /// The ids of those that are listed already.
+    listed: HashSet<u64>,
+    rows: Vec<SocketRow>,
+    /// The slot where it goes on.
+    next: u32,
+    rest: oneshot::Sender<Vec<SocketRow>>,
+}
+
 impl Worker {
-    /// All clients and all servers in our hands. Parked servers are with the pools.
-    pub(super) fn picture(&self) -> Vec<SocketRow> {
-        let mut rows = Vec::new();
-        let mut linked = Vec::new();
+    /// Lists servers and linked clients now, and the others from now on. Parked servers are with the pools.
+    pub(super) fn picture(&mut self, order: Order) {
+        let (rows, listed) = self.busy_rows(order.handover);
+        let _ = order.busy.send(rows);
+        if let Some(rest) = order.rest {
+            let rows = Vec::with_capacity(self.clients.slots() as usize);
+            self.listings.push(Listing { handover: order.handover, listed, rows, next: 0, rest });
+        }
+    }
+
+    /// Lists some more clients if somebody waits for them.
+    pub(super) fn picture_slice(&mut self) {
+        let Some(mut listing) = self.listings.pop() else { return };
+        let to = listing.next.saturating_add(SLICE).min(self.clients.slots());
+        let clients = (listing.next..to).filter_map(|index| self.clients.at(index));
+        let others = clients.filter(|client| !listing.listed.contains(&client.id));
+        listing.rows.extend(others.map(|client| self.client_row(client, listing.handover)));
+        listing.next = to;
+        if to < self.clients.slots() {
+            self.listings.push(listing);
+        } else {
+            let _ = listing.rest.send(listing.rows);
+        }
+    }
+
+    /// Servers in our hands with their clients, and the ids of these.
+    fn busy_rows(&self, handover: bool) -> (Vec<SocketRow>, HashSet<u64>) {
+        let (mut rows, mut linked, mut listed) = (Vec::new(), Vec::new(), HashSet::new());
+        let server_row = |server, state| server_row(server, state, self.shared.listen_port, handover);
         for client in self.clients.iter() {
-            rows.push(self.client_row(client));
-            if let Some(server) = &client.server {
-                let mut row = server_row(server, SocketState::SvActive, self.shared.listen_port);
-                row.link = Some(client.ptr());
-                row.wait = self.wait_of(client);
-                linked.push((rows.len(), server.me));
-                rows.push(row);
-            }
+            let Some(server) = &client.server else { continue };
+            listed.insert(client.id);
+            rows.push(self.client_row(client, handover));
+            let mut row = server_row(server, SocketState::SvActive);
+            row.link = Some(client.ptr());
+            row.wait = self.wait_of(client);
+            linked.push((rows.len(), server.me));
+            rows.push(row);
         }
         self.note_close_needed(&mut rows, &linked);
         for place in self.places.iter() {
             match place {
-                Place::Testing(server) => rows.push(server_row(server, SocketState::SvTested, self.shared.listen_port)),
+                Place::Testing(server) => rows.push(server_row(server, SocketState::SvTested)),
                 Place::Opening(opening) => rows.push(self.opening_row(opening)),
                 Place::Linked(_) | Place::Elsewhere => {}
             }
         }
-        rows
+        (rows, listed)
     }
 
     /// Asks the pools about the linked servers only, so that the lock is not held while thousands of clients are listed.
@@ -68,7 +124,7 @@ impl Worker {
         if start.is_zero() { Micros::ZERO } else { self.now.since(start) }
     }
 
-    fn client_row(&self, client: &Client) -> SocketRow {
+    fn client_row(&self, client: &Client, with_handover: bool) -> SocketRow {
         let home = match (&client.phase, &client.pool) {
             (Phase::Cancel(canceling), _) => canceling.pool.as_deref().map_or(Home::None, home_of),
             (Phase::Console(_), _) => Home::Pool { database: CONSOLE_DATABASE.into(), user: CONSOLE_DATABASE.into() },
@@ -84,6 +140,9 @@ impl Worker {
             Phase::Cancel(_) => SocketState::ClWaitingCancel,
         };
         let held = client.input.as_ref().map_or(0, |input| input.len());
+        let local = client.stream.socket().local_addr();
+        let handover =
+            || handover(client.stream.socket(), client.cancel_key, &client.side.vars, client.pool.as_deref());
         SocketRow {
             home,
             state,
@@ -91,8 +150,8 @@ impl Worker {
             replication: client.replication(),
             addr: client.peer.show(),
             port: client.peer.port(),
-            local_addr: local_addr(client.peer, client.stream.socket().local_addr()),
-            local_port: client.stream.socket().local_addr().map_or(self.shared.listen_port, |addr| addr.port()),
+            local_addr: local_addr(client.peer, local),
+            local_port: local.map_or(self.shared.listen_port, |addr| addr.port()),
             connect_time: Clock::unix_secs(client.connect_time),
             request_time: Clock::unix_secs(client.request_time),
             wait: self.wait_of(client),
@@ -108,7 +167,7 @@ impl Worker {
                 Phase::Console(console) if console.busy => Buffers::holding(console.received.len().max(1)),
                 _ => Buffers::holding(held),
             },
-            handover: handover(client.stream.socket(), client.cancel_key, &client.side.vars, client.pool.as_deref()),
+            handover: with_handover.then(handover).unwrap_or_default(),
         }
     }
 
@@ -151,9 +210,10 @@ fn home_of(pool: &PoolShared) -> Home {
 }
 
 /// The row of a logged-in server.
-pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16) -> SocketRow {
-    let local = server.stream.socket().local_addr();
+pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16, with_handover: bool) -> SocketRow {
+    let local = server.local;
     let user: Arc<str> = server.pool.user.clone();
+    let handover = || handover(server.stream.socket(), server.cancel_key, &server.side.vars, Some(&server.pool));
     SocketRow {
         home: home_of(&server.pool),
         state,
@@ -178,7 +238,7 @@ pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16) 
         prepared_statements: server.side.statements.len() as u64,
         id: server.id,
         buffers: Buffers::holding(server.stream.pending_bytes()),
-        handover: handover(server.stream.socket(), server.cancel_key, &server.side.vars, Some(&server.pool)),
+        handover: with_handover.then(handover).unwrap_or_default(),
     }
 }
 

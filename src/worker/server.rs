@@ -1,6 +1,7 @@
 //! A server connection that has logged in.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::id::{ServerId, WorkerId};
@@ -26,6 +27,8 @@ pub struct Server {
     /// The server's own cancel key: process id and secret.
     pub cancel_key: [u8; 8],
     pub addr: PeerAddr,
+    /// Our end of it, asked for once: SHOW lists servers under the lock. `None` for a Unix socket.
+    pub local: Option<SocketAddr>,
     /// The worker whose poller knows the socket.
     pub home: WorkerId,
     pub connect_time: Micros,
