@@ -30,6 +30,7 @@ pub mod inspect;
 pub mod log;
 pub mod net;
 pub mod shared;
+pub mod primitives;
 pub mod supervisor;
 pub mod sys;
 pub mod takeover;

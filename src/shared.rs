@@ -4,6 +4,7 @@
 //! inbox, which outlives the worker's turn, so that nothing in it can be lost while the process runs.
 
 mod cells;
+pub mod inbox;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -49,6 +50,7 @@ use crate::worker::server::Server;
 use cells::Cells;
 pub use cells::Load;
 
+use inbox::Inbox;
 /// What clients of a pool are told at login: filled by the pool's first server.
 #[derive(Debug)]
 pub struct LoginReply {
@@ -371,8 +373,7 @@ pub enum Job {
 /// One worker as the others see it.
 #[derive(Debug)]
 pub struct Post {
-    inbox: Mutex<Vec<Message>>,
-    waker: Waker,
+    inbox: Inbox<Waker, Message>,
     /// For moving a server's socket between pollers.
     pub registry: Registry,
     /// Clients that live there.
@@ -405,25 +406,19 @@ impl std::fmt::Debug for Message {
 impl Post {
     #[must_use]
     pub fn new(waker: Waker, registry: Registry) -> Self {
-        Self { inbox: Mutex::default(), waker, registry, clients: AtomicUsize::new(0), load: Load::default() }
+        Self { inbox: Inbox::new(waker), registry, clients: AtomicUsize::new(0), load: Load::default() }
     }
 
     /// Leaves a message; wakes the worker if it has not been woken for an earlier one.
     pub fn send(&self, message: Message) {
-        let first = {
-            let mut inbox = self.inbox.lock();
-            inbox.push(message);
-            inbox.len() == 1
-        };
-        if first && let Err(error) = self.waker.wake() {
+        if let Err(error) = self.inbox.send(message) {
             tracing::error!("cannot wake a worker: {error}");
         }
     }
 
     /// All messages so far, exchanged for an empty vector.
     pub fn take(&self, into: &mut Vec<Message>) {
-        debug_assert!(into.is_empty());
-        std::mem::swap(&mut *self.inbox.lock(), into);
+        self.inbox.take(into);
     }
 }
 
