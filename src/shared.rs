@@ -28,6 +28,7 @@ use crate::broker::Broker;
 use crate::config::Config;
 use crate::config::hba::Rules;
 use crate::disconnect::Disconnect;
+use crate::guard::Guard;
 use crate::helpers::Helpers;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
 use crate::log::Conn;
@@ -49,8 +50,8 @@ use crate::worker::server::Server;
 
 use cells::Cells;
 pub use cells::Load;
-
 use inbox::Inbox;
+
 /// What clients of a pool are told at login: filled by the pool's first server.
 #[derive(Debug)]
 pub struct LoginReply {
@@ -449,8 +450,7 @@ pub struct Shared {
     pub unix_socket_dir: PathBuf,
     pub listen_port: u16,
     pub uid: u32,
-    /// Connections closed because something impossible happened.
-    pub guard_trips: AtomicU64,
+    pub guard: Guard,
     /// Statistics of the console's own pool.
     pub console_counters: Mutex<Counters>,
     /// Why connections were closed, and errors.
@@ -490,7 +490,7 @@ impl Shared {
             unix_socket_dir,
             listen_port,
             uid,
-            guard_trips: AtomicU64::new(0),
+            guard: Guard::default(),
             console_counters: Mutex::default(),
             ends: Mutex::default(),
         }
