@@ -519,6 +519,7 @@ impl Worker {
             pool.add(self.id, &std::mem::take(&mut self.tally));
         }
         if end.with_server {
+            self.cancel_left(client, &server);
             self.drop_server(*server, &end.why.reason);
             return;
         }
@@ -538,6 +539,7 @@ impl Worker {
             self.release(server, client.mode == PoolMode::Session);
             return;
         };
+        self.cancel_left(client, &server);
         self.drop_server(*server, reason);
     }
 
