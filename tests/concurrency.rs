@@ -16,6 +16,8 @@ mod mail;
 mod scheduled;
 #[path = "concurrency/steps.rs"]
 mod steps;
+#[path = "concurrency/worker.rs"]
+mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
