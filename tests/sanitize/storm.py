@@ -6,7 +6,6 @@ import random
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 from support import system
 from support.pooler import Binary, Pooler
@@ -80,7 +79,6 @@ def main():
             storm(pg, pooler)
         finally:
             pooler.stop()
-            print(Path(pooler.stderr).read_text()[-2000:] if not pooler.expected_to_end else "", flush=True)
     finally:
         pg.remove()
         system.remove_dir(directory)
