@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::id::{ClientRef, PoolId, ServerId};
 use crate::pool::{Action, Pools};
+use crate::primitives::{Os, Primitives};
 use crate::shared::{LoginReply, PoolShared};
 use crate::worker::replication::Dedicated;
 use crate::worker::server::Server;
@@ -70,13 +71,40 @@ impl Broker {
     }
 }
 
+/// Something that orders what is to be done outside of its lock.
+pub trait Decides: Send + 'static {
+    type Order;
+
+    /// The oldest order that has not been carried out of the lock.
+    fn next_order(&mut self) -> Option<Self::Order>;
+}
+
+impl Decides for Broker {
+    type Order = ServerAction;
+
+    #[inline]
+    fn next_order(&mut self) -> Option<ServerAction> {
+        self.pools.next_action()
+    }
+}
+
 /// Runs `call` under the lock and leaves in `actions` what the pools ordered.
 #[inline]
 pub fn locked<T>(broker: &Mutex<Broker>, actions: &mut Vec<ServerAction>, call: impl FnOnce(&mut Broker) -> T) -> T {
-    let mut broker = broker.lock();
-    let done = call(&mut broker);
-    while let Some(action) = broker.pools.next_action() {
-        actions.push(action);
+    decide::<Os, _, _>(broker, actions, call)
+}
+
+/// [`locked`], whatever the lock is made of.
+#[inline]
+pub fn decide<P: Primitives, D: Decides, T>(
+    lock: &P::Mutex<D>,
+    orders: &mut Vec<D::Order>,
+    call: impl FnOnce(&mut D) -> T,
+) -> T {
+    let mut decider = P::lock(lock);
+    let done = call(&mut decider);
+    while let Some(order) = decider.next_order() {
+        orders.push(order);
     }
     done
 }

@@ -5,15 +5,16 @@
 //! at once; but where all cores are busy they hardly ever run. So steps are first for threads of that class, and what they
 //! have left waiting for [`PATIENCE`] is taken by threads that are merely nice.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::Duration;
+pub mod steps;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::sys::priority;
 use crate::time::Micros;
+use steps::Steps;
 
 /// How long a step may wait for an idle core.
 const PATIENCE: Micros = Micros::from_millis(20);
@@ -22,37 +23,24 @@ type Step = Box<dyn FnOnce() + Send>;
 
 /// The steps that wait, and the threads, which begin with the first step.
 pub struct Helpers {
-    waiting: Mutex<Waiting>,
-    idle: Condvar,
-    nice: Condvar,
+    steps: Steps<Step>,
+    started: Mutex<bool>,
     /// Of each kind.
     threads: usize,
-}
-
-#[derive(Default)]
-struct Waiting {
-    steps: VecDeque<(Micros, Step)>,
-    started: bool,
 }
 
 impl Helpers {
     #[must_use]
     pub fn new(threads: usize) -> Arc<Self> {
-        Arc::new(Self { waiting: Mutex::default(), idle: Condvar::new(), nice: Condvar::new(), threads })
+        Arc::new(Self { steps: Steps::new(PATIENCE), started: Mutex::new(false), threads })
     }
 
     /// Has a step computed as soon as there is a core for it.
     pub fn compute(self: &Arc<Self>, step: impl FnOnce() + Send + 'static) {
-        let mut waiting = self.waiting.lock();
-        waiting.steps.push_back((Clock::now(), Box::new(step)));
-        let first = waiting.steps.len() == 1;
-        if !waiting.started {
-            waiting.started = self.start();
-        }
-        drop(waiting);
-        self.idle.notify_one();
-        if first {
-            self.nice.notify_one();
+        self.steps.push(Box::new(step), Clock::now());
+        let mut started = self.started.lock();
+        if !*started {
+            *started = self.start();
         }
     }
 
@@ -71,14 +59,7 @@ impl Helpers {
             priority::stand_back();
         }
         loop {
-            let mut waiting = self.waiting.lock();
-            let (_, step) = loop {
-                match waiting.steps.pop_front() {
-                    Some(step) => break step,
-                    None => self.idle.wait(&mut waiting),
-                }
-            };
-            drop(waiting);
+            let step = self.steps.next();
             step();
         }
     }
@@ -86,27 +67,8 @@ impl Helpers {
     fn run_nice(&self) {
         priority::stand_back();
         loop {
-            let step = self.overdue(self.waiting.lock());
+            let step = self.steps.overdue(Clock::now);
             step();
-        }
-    }
-
-    /// Waits for a step that has waited too long.
-    fn overdue(&self, mut waiting: MutexGuard<'_, Waiting>) -> Step {
-        loop {
-            let Some((since, _)) = waiting.steps.front() else {
-                self.nice.wait(&mut waiting);
-                continue;
-            };
-            let left = (*since + PATIENCE).0.saturating_sub(Clock::now().0);
-            if left > 0 {
-                self.nice.wait_for(&mut waiting, Duration::from_micros(left));
-            } else if let Some((_, step)) = waiting.steps.pop_front() {
-                if !waiting.steps.is_empty() {
-                    self.nice.notify_one();
-                }
-                return step;
-            }
         }
     }
 }
@@ -115,6 +77,7 @@ impl Helpers {
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
+    use std::time::Duration;
 
     const LONG: Duration = Duration::from_secs(20);
 

@@ -4,6 +4,7 @@
 //! inbox, which outlives the worker's turn, so that nothing in it can be lost while the process runs.
 
 mod cells;
+pub mod inbox;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,6 +27,7 @@ use crate::broker::Broker;
 use crate::config::Config;
 use crate::config::hba::Rules;
 use crate::disconnect::Disconnect;
+use crate::guard::Guard;
 use crate::helpers::Helpers;
 use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
 use crate::log::Conn;
@@ -48,6 +50,7 @@ use crate::worker::server::Server;
 
 use cells::Cells;
 pub use cells::Load;
+use inbox::Inbox;
 
 /// What clients of a pool are told at login: filled by the pool's first server.
 #[derive(Debug)]
@@ -371,8 +374,7 @@ pub enum Job {
 /// One worker as the others see it.
 #[derive(Debug)]
 pub struct Post {
-    inbox: Mutex<Vec<Message>>,
-    waker: Waker,
+    inbox: Inbox<Waker, Message>,
     /// For moving a server's socket between pollers.
     pub registry: Registry,
     /// Clients that live there.
@@ -405,25 +407,19 @@ impl std::fmt::Debug for Message {
 impl Post {
     #[must_use]
     pub fn new(waker: Waker, registry: Registry) -> Self {
-        Self { inbox: Mutex::default(), waker, registry, clients: AtomicUsize::new(0), load: Load::default() }
+        Self { inbox: Inbox::new(waker), registry, clients: AtomicUsize::new(0), load: Load::default() }
     }
 
     /// Leaves a message; wakes the worker if it has not been woken for an earlier one.
     pub fn send(&self, message: Message) {
-        let first = {
-            let mut inbox = self.inbox.lock();
-            inbox.push(message);
-            inbox.len() == 1
-        };
-        if first && let Err(error) = self.waker.wake() {
+        if let Err(error) = self.inbox.send(message) {
             tracing::error!("cannot wake a worker: {error}");
         }
     }
 
     /// All messages so far, exchanged for an empty vector.
     pub fn take(&self, into: &mut Vec<Message>) {
-        debug_assert!(into.is_empty());
-        std::mem::swap(&mut *self.inbox.lock(), into);
+        self.inbox.take(into);
     }
 }
 
@@ -454,8 +450,7 @@ pub struct Shared {
     pub unix_socket_dir: PathBuf,
     pub listen_port: u16,
     pub uid: u32,
-    /// Connections closed because something impossible happened.
-    pub guard_trips: AtomicU64,
+    pub guard: Guard,
     /// Statistics of the console's own pool.
     pub console_counters: Mutex<Counters>,
     /// Why connections were closed, and errors.
@@ -495,7 +490,7 @@ impl Shared {
             unix_socket_dir,
             listen_port,
             uid,
-            guard_trips: AtomicU64::new(0),
+            guard: Guard::default(),
             console_counters: Mutex::default(),
             ends: Mutex::default(),
         }

@@ -400,6 +400,12 @@ impl World {
             Life::Linked(_, server, _) => Some(*server),
             _ => None,
         });
+        if let Some(server) = linked.filter(|_| self.dice.one_in(5)) {
+            // its client leaves; the connection is closed whatever becomes of the request
+            self.pools.cancel_left(request, server, [3; 8], self.now);
+            self.evict.push(server);
+            return;
+        }
         let queued = match linked {
             Some(server) if !self.dice.one_in(5) => self.pools.cancel(request, server, [1; 8], self.now),
             _ => self.pools.cancel_peer(request, 2, [2; 8], self.now),

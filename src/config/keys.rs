@@ -245,6 +245,8 @@ settings! {
     user: Option<String> = None, restart, "Unix user to become";
     verbose: Option<i64> = None, reload, "0 normal, 1 debug, 2 everything";
     // Ours, not PgBouncer's, hence last.
+    cancel_on_disconnect: bool = Some("0"), reload,
+        "cancel what a server still runs when its client leaves or is closed";
     log_format: LogFormat = Some("text"), reload, "what log lines look like: PgBouncer's text, or JSON objects";
     log_rate_limit: i64 = Some("0"), reload, "lines of one kind written in a second, the rest is counted; 0 no limit";
     metrics_listen: MetricsAddress = Some(""), restart, "where /metrics is served: address:port or a path; empty nowhere";

@@ -69,7 +69,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     tokio::spawn(async move {
-        let service = service_fn(move |request| answer::answer(request, shared.clone()));
+        let answering = shared.clone();
+        let service = service_fn(move |request| answer::answer(request, answering.clone()));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(REQUEST_LIMIT)
@@ -77,7 +78,7 @@ where
             .max_buf_size(MOST_HEAD_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         // what is wrong with a client's request is told by the answer, or is its own affair
-        let _ = tokio::time::timeout(CONNECTION_LIMIT, connection).await;
+        let _ = shared.guard.watch("an HTTP connection", tokio::time::timeout(CONNECTION_LIMIT, connection)).await;
         drop(place);
     });
 }

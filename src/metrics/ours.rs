@@ -15,6 +15,9 @@ pub(super) fn write(out: &mut Exposition, picture: &Picture) {
     times(out, &picture.pools);
     ends(out, picture);
     workers(out, picture);
+    let help = "Bugs that were caught; each cost what it was about, and is in the log.";
+    out.family("pgbouncer_bugs", Kind::Counter, help);
+    out.int(&[], picture.bugs);
     process(out, picture);
 }
 

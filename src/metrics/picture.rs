@@ -22,6 +22,8 @@ pub struct Picture {
     pub ends: Ends,
     pub workers: Vec<WorkerFigures>,
     pub process: ProcessFigures,
+    /// Bugs that were caught.
+    pub bugs: u64,
     /// Whether `/readyz` says so.
     pub ready: bool,
 }

@@ -27,8 +27,9 @@ pub(super) struct Cancel {
     address: Option<Address>,
     /// Set when it was sent.
     pub(super) carrier: Option<ServerId>,
-    /// The client has left meanwhile.
+    /// The client has left meanwhile, or this is what it left to be done.
     pub(super) abandoned: bool,
+    since: Micros,
     links: Links<CancelId>,
 }
 
@@ -54,6 +55,37 @@ impl<S, R: Clone> Pools<S, R> {
         true
     }
 
+    /// Queues a cancel for what runs on a linked server whose `client` leaves, and which must be closed now: the request may
+    /// arrive at any time, so the connection can serve nobody else. Nobody waits for this request. False: the pool goes as
+    /// well.
+    pub fn cancel_left(&mut self, client: ClientRef, target: ServerId, key: [u8; 8], now: Micros) -> bool {
+        let Some(server) = self.servers.get(target) else { return false };
+        let (pool, address) = (server.pool, server.address.clone());
+        if self.pools[pool].dying {
+            return false;
+        }
+        let links = Links::default();
+        let cancel =
+            Cancel { client, pool, target: None, key, address, carrier: None, abandoned: true, since: now, links };
+        let id = self.cancels.insert(cancel);
+        self.pools[pool].cancels_waiting.push(&mut self.cancels, id, End::Back);
+        self.launch(pool, true, now);
+        true
+    }
+
+    /// Gives up the requests that nobody waits for and that have taken too long.
+    pub(super) fn give_up_left(&mut self, now: Micros) {
+        let limit = self.config.settings.cancel_wait_timeout;
+        let late = |cancel: &Cancel| cancel.abandoned && !limit.is_zero() && now.since(cancel.since) > limit;
+        let ids: Vec<CancelId> = self.cancels.iter().filter(|(_, cancel)| late(cancel)).map(|(id, _)| id).collect();
+        for id in ids {
+            match self.cancels[id].carrier {
+                Some(carrier) => self.doom(carrier, "cancel_wait_timeout".into()),
+                None => self.drop_cancel(id, "cancel_wait_timeout"),
+            }
+        }
+    }
+
     /// Queues a cancel for a peer; `key` is the key to send. False: no such peer.
     pub fn cancel_peer(&mut self, request: ClientRef, peer: u16, key: [u8; 8], now: Micros) -> bool {
         if self.cancel_ids.contains_key(&request) {
@@ -73,7 +105,7 @@ impl<S, R: Clone> Pools<S, R> {
     fn queue_cancel(&mut self, client: ClientRef, pool: PoolId, target: Option<ServerId>, key: [u8; 8], now: Micros) {
         let links = Links::default();
         let address = target.and_then(|target| self.servers[target].address.clone());
-        let cancel = Cancel { client, pool, target, key, address, carrier: None, abandoned: false, links };
+        let cancel = Cancel { client, pool, target, key, address, carrier: None, abandoned: false, since: now, links };
         let id = self.cancels.insert(cancel);
         self.cancel_ids.insert(client, id);
         self.pools[pool].cancels_waiting.push(&mut self.cancels, id, End::Back);
@@ -214,9 +246,8 @@ impl<S, R: Clone> Pools<S, R> {
     fn drop_cancel(&mut self, id: CancelId, reason: &'static str) {
         let pool = self.cancels[id].pool;
         self.pools[pool].cancels_waiting.remove(&mut self.cancels, id);
-        let client = self.cancels[id].client;
-        self.cancels.remove(id);
-        self.cancel_ids.remove(&client);
-        self.actions.push_back(Action::CancelFinished(client, Disconnect::silent(reason)));
+        let Some(cancel) = self.cancels.remove(id).filter(|cancel| !cancel.abandoned) else { return };
+        self.cancel_ids.remove(&cancel.client);
+        self.actions.push_back(Action::CancelFinished(cancel.client, Disconnect::silent(reason)));
     }
 }

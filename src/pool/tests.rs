@@ -697,6 +697,54 @@ fn a_server_serves_nobody_else_when_a_cancel_for_it_was_given_up_on_its_way() {
 }
 
 #[test]
+fn what_a_client_leaves_running_is_canceled_and_its_server_is_gone() {
+    let mut bench = Bench::new(|c| c.settings.default_pool_size = 1);
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 1)[0];
+    let ticket = bench.queue((client(1, 0), pool));
+    assert!(bench.pools.cancel_left(client(7, 1), held.0, [3; 8], bench.now));
+    let carrier = bench.launched().expect("twice pool_size for cancels");
+    bench.pools.gone(held.0, bench.now);
+    bench.pools.check();
+    let job = CancelJob { request: client(7, 1), key: [3; 8] };
+    assert_eq!(bench.pools.cancel_connected(carrier, bench.now), Some(job));
+    bench.actions();
+    bench.pools.cancel_done(carrier, bench.now);
+    let actions = bench.actions();
+    assert!(!actions.iter().any(|action| matches!(action, Action::CancelFinished(..))), "nobody waits to be told");
+    let [Action::Launch { server, .. }] = actions[..] else { panic!("the one who waits gets a server of his own") };
+    assert_eq!(bench.pools.logged_in(server, 99, "reply", 0, bench.now), Released::Kept);
+    assert!(matches!(bench.pools.collect(ticket), Collected::Granted(grant) if grant.conn == 99));
+}
+
+#[test]
+fn a_cancel_that_nobody_waits_for_is_given_up_in_time() {
+    for sent in [false, true] {
+        let mut bench = Bench::new(|_| {});
+        let pool = bench.attach("db", "ann");
+        let held = bench.linked(pool, 1)[0];
+        assert!(bench.pools.cancel_left(client(7, 1), held.0, [3; 8], bench.now));
+        let carrier = bench.launched().expect("a carrier");
+        bench.pools.gone(held.0, bench.now);
+        if sent {
+            assert!(bench.pools.cancel_connected(carrier, bench.now).is_some());
+        }
+        bench.now = bench.now + Micros::from_secs(11);
+        bench.pools.tick(bench.now);
+        let evicted =
+            bench.actions().iter().any(|action| matches!(action, Action::Evict { server, .. } if *server == carrier));
+        assert_eq!(evicted, sent, "a carrier that has nothing to carry ends when it is connected");
+        bench.pools.check();
+        if sent {
+            bench.pools.cancel_done(carrier, bench.now);
+        } else {
+            assert_eq!(bench.pools.cancel_connected(carrier, bench.now), None);
+        }
+        assert_eq!(bench.pools.totals().servers, 0);
+    }
+}
+
+#[test]
 fn a_cancel_goes_to_the_address_of_its_server() {
     let mut bench = Bench::new(|_| {});
     let pool = bench.attach("db", "ann");

@@ -20,6 +20,7 @@ impl<S, R: Clone> Pools<S, R> {
             return self.serve_all(now);
         }
         self.make_forced_pools(now);
+        self.give_up_left(now);
         let mut pools = std::mem::take(&mut self.pool_scratch);
         pools.extend(self.pools.iter().map(|(id, _)| id));
         for pool in pools.drain(..) {

@@ -16,6 +16,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use tokio::sync::Semaphore;
 
 use crate::config::ldap::{How, Options, Scope, Search, Security, Text, Trust};
+use crate::shared::Shared;
 use crate::supervisor::Supervisor;
 use crate::supervisor::dns::Asker;
 use crate::supervisor::outside::{Question, answer};
@@ -52,7 +53,11 @@ impl Supervisor {
         let turns = self.directory_turns.0.clone();
         tokio::spawn(async move {
             let judged = match turns.acquire().await {
-                Ok(_turn) => judge(&question, options.as_ref(), asker).await,
+                Ok(_turn) => {
+                    let judged =
+                        shared.guard.watch("a question to LDAP", judge(&shared, &question, options.as_ref(), asker));
+                    judged.await.unwrap_or_else(|| Err("LDAP: no answer because of a bug".to_owned()))
+                }
                 Err(closed) => Err(closed.to_string()),
             };
             if let Err(why) = &judged {
@@ -64,7 +69,12 @@ impl Supervisor {
 }
 
 /// Is it the user's password? If not, why, for the log.
-async fn judge(question: &Question, options: Option<&Text>, asker: Option<Asker>) -> Result<(), String> {
+async fn judge(
+    shared: &Arc<Shared>,
+    question: &Question,
+    options: Option<&Text>,
+    asker: Option<Asker>,
+) -> Result<(), String> {
     let options = Options::parse(&options.ok_or("auth_ldap_options is null")?.0)?;
     let servers = servers(&options, asker).await?;
     let Ok(password) = std::str::from_utf8(&question.password) else {
@@ -72,10 +82,10 @@ async fn judge(question: &Question, options: Option<&Text>, asker: Option<Asker>
     };
     let dn = match &options.how {
         How::Between { prefix, suffix } => format!("{prefix}{}{suffix}", question.user),
-        How::Search(search) => find(&options, &servers, search, &question.user).await?,
+        How::Search(search) => find(shared, &options, &servers, search, &question.user).await?,
     };
     let (mut ldap, server) =
-        connect(&options, &servers).await.map_err(|why| format!("LDAP login failed for user {dn}: {why}"))?;
+        connect(shared, &options, &servers).await.map_err(|why| format!("LDAP login failed for user {dn}: {why}"))?;
     let bound = bind(&mut ldap, &dn, password).await;
     let _ = ldap.unbind().await;
     bound.map_err(|why| format!("LDAP login failed for user {dn} on server {server}: {why}"))
@@ -95,12 +105,18 @@ async fn servers(options: &Options, asker: Option<Asker>) -> Result<Vec<(String,
 }
 
 /// The directory's name for a user.
-async fn find(options: &Options, servers: &[(String, u16)], search: &Search, user: &str) -> Result<String, String> {
+async fn find(
+    shared: &Arc<Shared>,
+    options: &Options,
+    servers: &[(String, u16)],
+    search: &Search,
+    user: &str,
+) -> Result<String, String> {
     let filter = search.filter(user)?;
     let failed = |server: &str, why: String| {
         format!("could not search LDAP for filter \"{filter}\" on server \"{server}\": {why}")
     };
-    let (mut ldap, server) = connect(options, servers).await.map_err(|why| failed("", why))?;
+    let (mut ldap, server) = connect(shared, options, servers).await.map_err(|why| failed("", why))?;
     bind(&mut ldap, &search.bind_dn, &search.bind_password).await.map_err(|why| {
         let dn = &search.bind_dn;
         format!("could not perform initial LDAP bind for ldapbinddn \"{dn}\" on server \"{server}\": {why}")
@@ -131,14 +147,14 @@ async fn bind(ldap: &mut Ldap, dn: &str, password: &str) -> Result<(), String> {
 }
 
 /// A connection to the first server that can be reached.
-async fn connect(options: &Options, servers: &[(String, u16)]) -> Result<(Ldap, String), String> {
+async fn connect(shared: &Arc<Shared>, options: &Options, servers: &[(String, u16)]) -> Result<(Ldap, String), String> {
     let config = match options.security {
         Security::None => None,
         Security::Ldaps | Security::StartTls => Some(tls_config()?),
     };
     let mut why = String::new();
     for (server, port) in servers {
-        match open(options, server, *port, config.clone()).await {
+        match open(shared, options, server, *port, config.clone()).await {
             Ok(ldap) => return Ok((ldap, server.clone())),
             Err(failure) => why = failure,
         }
@@ -146,7 +162,13 @@ async fn connect(options: &Options, servers: &[(String, u16)]) -> Result<(Ldap, 
     Err(why)
 }
 
-async fn open(options: &Options, server: &str, port: u16, tls: Option<Arc<ClientConfig>>) -> Result<Ldap, String> {
+async fn open(
+    shared: &Arc<Shared>,
+    options: &Options,
+    server: &str,
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+) -> Result<Ldap, String> {
     let start_tls = options.security == Security::StartTls;
     let mut settings = LdapConnSettings::new().set_conn_timeout(TIMEOUT).set_starttls(start_tls);
     if let Some(tls) = tls {
@@ -156,8 +178,9 @@ async fn open(options: &Options, server: &str, port: u16, tls: Option<Arc<Client
     let host = if server.contains(':') && !server.starts_with('[') { format!("[{server}]") } else { server.to_owned() };
     match LdapConnAsync::with_settings(settings, &format!("{scheme}://{host}:{port}")).await {
         Ok((connection, ldap)) => {
+            let shared = shared.clone();
             tokio::spawn(async move {
-                if let Err(error) = connection.drive().await {
+                if let Some(Err(error)) = shared.guard.watch("an LDAP connection", connection.drive()).await {
                     tracing::debug!("LDAP connection: {error}");
                 }
             });

@@ -7,6 +7,7 @@ mod console;
 mod dns;
 mod handover;
 mod insight;
+mod jobs;
 mod ldap;
 mod outside;
 pub mod reload;
@@ -25,18 +26,19 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admin::advice::Watch;
-use crate::auth::choice::Outside;
 use crate::broker::{Broker, ServerAction, locked};
 use crate::clock::Clock;
 use crate::config::metrics_address::MetricsAddress;
+use crate::disconnect::Disconnect;
 use crate::http;
+use crate::id::ClientRef;
 use crate::log;
 use crate::metrics::bounds::Admitted;
 use crate::net::listener::{Listeners, UnixSocket};
 use crate::pool::{CloseScope, ShutdownMode};
 use crate::shared::{Job, Live, Message, Request, Shared};
 use crate::supervisor::ldap::Turns;
-use crate::supervisor::outside::{PamThread, Question};
+use crate::supervisor::outside::PamThread;
 use crate::supervisor::resolver::Resolver;
 use crate::supervisor::statistics::Statistics;
 use crate::sys::service;
@@ -65,7 +67,7 @@ pub struct Ended {
 /// A console command that is answered later.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pending {
-    client: crate::id::ClientRef,
+    client: ClientRef,
     what: PendingKind,
 }
 
@@ -77,6 +79,32 @@ pub(crate) enum PendingKind {
     WaitClose(CloseScope),
 }
 
+/// What the supervisor has to do.
+enum Event {
+    Request(Request),
+    Job(Job),
+    Signal(SignalKind),
+    Tick,
+    /// Whether a SUSPEND has got as far as it can.
+    Look,
+    PeriodEnds,
+}
+
+impl Event {
+    /// What a bug in it ends, and the console that would wait for the answer.
+    fn subject(&self) -> (&'static str, Option<ClientRef>) {
+        match self {
+            Self::Request(Request::Console(command)) => ("a console command", Some(command.client)),
+            Self::Request(Request::Scrape { .. }) => ("a scrape", None),
+            Self::Request(_) => ("a request of a worker", None),
+            Self::Job(_) => ("the start of a login's job", None),
+            Self::Signal(_) => ("what a signal asked for", None),
+            Self::Tick | Self::Look => ("a tick", None),
+            Self::PeriodEnds => ("a period of statistics", None),
+        }
+    }
+}
+
 /// The supervisor's state.
 pub struct Supervisor {
     pub(crate) shared: Arc<Shared>,
@@ -85,7 +113,7 @@ pub struct Supervisor {
     pub(crate) pending: Vec<Pending>,
     pub(crate) suspending: Option<suspend::Suspending>,
     /// The console of a process that means to take over.
-    pub(crate) successor: Option<crate::id::ClientRef>,
+    pub(crate) successor: Option<ClientRef>,
     pub(crate) resolver: Resolver,
     pub(crate) statistics: Statistics,
     watch: Watch,
@@ -126,30 +154,35 @@ impl Supervisor {
         mut jobs: mpsc::UnboundedReceiver<Job>,
         mut signals: Signals,
     ) -> Ended {
-        reload::derive_ahead(&self.live);
+        reload::derive_ahead(&self.shared, &self.live);
         self.serve_metrics();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let period = u64::try_from(self.live.config.settings.stats_period).unwrap_or(0).max(1);
         let mut statistics = interval(Duration::from_secs(period));
         statistics.tick().await;
+        let shared = self.shared.clone();
         while self.exit.is_none() {
             // Every branch's future can be dropped without losing a value.
-            tokio::select! {
-                Some(request) = requests.recv() => self.request(request).await,
-                Some(job) = jobs.recv() => self.job(job),
-                Some(()) = signals.hangup.recv() => self.hangup(),
-                Some(()) = signals.terminate.recv() => self.stop("SIGTERM", ShutdownMode::WaitForClients),
-                Some(()) = signals.interrupt.recv() => self.stop("SIGINT", ShutdownMode::WaitForServers),
-                Some(()) = signals.quit.recv() => {
-                    tracing::info!("got SIGQUIT, fast exit");
-                    self.exit = Some(Exit::Immediate);
-                }
-                Some(()) = signals.user1.recv() => self.pause_by_signal(),
-                Some(()) = signals.user2.recv() => self.resume_by_signal(),
-                _ = tick.tick() => self.tick(),
-                () = tokio::time::sleep(suspend::LOOK_EVERY), if self.suspending.is_some() => self.suspend_step().await,
-                _ = statistics.tick() => self.period_ends(),
+            let event = tokio::select! {
+                Some(request) = requests.recv() => Event::Request(request),
+                Some(job) = jobs.recv() => Event::Job(job),
+                Some(()) = signals.hangup.recv() => Event::Signal(SignalKind::hangup()),
+                Some(()) = signals.terminate.recv() => Event::Signal(SignalKind::terminate()),
+                Some(()) = signals.interrupt.recv() => Event::Signal(SignalKind::interrupt()),
+                Some(()) = signals.quit.recv() => Event::Signal(SignalKind::quit()),
+                Some(()) = signals.user1.recv() => Event::Signal(SignalKind::user_defined1()),
+                Some(()) = signals.user2.recv() => Event::Signal(SignalKind::user_defined2()),
+                _ = tick.tick() => Event::Tick,
+                () = tokio::time::sleep(suspend::LOOK_EVERY), if self.suspending.is_some() => Event::Look,
+                _ = statistics.tick() => Event::PeriodEnds,
+            };
+            let (what, asked_by) = event.subject();
+            if shared.guard.watch(what, self.event(event)).await.is_none()
+                && let Some(client) = asked_by
+            {
+                let why = Disconnect::fatal("internal error");
+                shared.post(client.worker).send(Message::CloseClient { client, why });
             }
         }
         let listeners = std::mem::take(&mut self.listeners);
@@ -160,12 +193,40 @@ impl Supervisor {
         }
     }
 
+    async fn event(&mut self, event: Event) {
+        match event {
+            Event::Request(request) => self.request(request).await,
+            Event::Job(job) => self.job(job),
+            Event::Signal(kind) => self.signal(kind),
+            Event::Tick => self.tick(),
+            Event::Look => self.suspend_step().await,
+            Event::PeriodEnds => self.period_ends(),
+        }
+    }
+
+    fn signal(&mut self, kind: SignalKind) {
+        match kind {
+            kind if kind == SignalKind::hangup() => self.hangup(),
+            kind if kind == SignalKind::terminate() => self.stop("SIGTERM", ShutdownMode::WaitForClients),
+            kind if kind == SignalKind::interrupt() => self.stop("SIGINT", ShutdownMode::WaitForServers),
+            kind if kind == SignalKind::user_defined1() => self.pause_by_signal(),
+            kind if kind == SignalKind::user_defined2() => self.resume_by_signal(),
+            _ => {
+                tracing::info!("got SIGQUIT, fast exit");
+                self.exit = Some(Exit::Immediate);
+            }
+        }
+    }
+
     /// Starts to serve metrics, if they are wanted.
     fn serve_metrics(&self) {
         let settings = &self.live.config.settings;
         if settings.metrics_listen != MetricsAddress::Nowhere {
             let mode = u32::try_from(settings.unix_socket_mode).unwrap_or(0o777);
-            tokio::spawn(http::serve(settings.metrics_listen.clone(), mode, self.shared.clone()));
+            let (address, shared) = (settings.metrics_listen.clone(), self.shared.clone());
+            tokio::spawn(async move {
+                shared.guard.watch("the serving of metrics", http::serve(address, mode, shared.clone())).await
+            });
         }
     }
 
@@ -195,6 +256,12 @@ impl Supervisor {
     }
 
     async fn request(&mut self, request: Request) {
+        #[cfg(debug_assertions)]
+        match &request {
+            Request::Console(_) => crate::worker::plant::once("console"),
+            Request::Scrape { .. } => crate::worker::plant::once("scrape"),
+            _ => {}
+        }
         match request {
             Request::Console(command) => self.console(command).await,
             Request::Resolve { host, server, worker } => self.resolve(host, server, worker),
@@ -207,34 +274,6 @@ impl Supervisor {
                 let _ = reply.send(self.scrape(format).await);
             }
         }
-    }
-
-    /// Slow crypto runs on the blocking pool; its result is a message to the worker that asked.
-    fn job(&mut self, job: Job) {
-        if let Job::Password { client, outside, user, password, from } = job {
-            let question = Question { client, user, password, from };
-            return match outside {
-                Outside::Pam => self.pam.ask(&self.shared, question),
-                Outside::Ldap(options) => self.ask_directory(question, options),
-            };
-        }
-        let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || match job {
-            Job::Client { client, derivation } => {
-                let keys = Box::new(derivation.run());
-                shared.post(client.worker).send(Message::ClientDerived { client, keys });
-            }
-            Job::Password { .. } => {}
-            Job::SystemUser { client, uid } => {
-                let name = crate::sys::user::name_of(uid);
-                shared.post(client.worker).send(Message::SystemUser { client, name });
-            }
-            Job::Server { server, worker, derivation } => {
-                let keys = Box::new(derivation.run());
-                let derivation = Box::new(derivation);
-                shared.post(worker).send(Message::ServerDerived { server, derivation, keys });
-            }
-        });
     }
 
     fn tick(&mut self) {

@@ -61,11 +61,12 @@ fn start(shared: Arc<Shared>) -> Result<mpsc::Sender<Question>, String> {
     let (sender, questions) = mpsc::channel::<Question>();
     let work = move || {
         for question in questions {
-            let checked = pam.check(PAM_SERVICE, &question.user, &question.password, &question.from);
-            if let Err(error) = &checked {
+            let check = || pam.check(PAM_SERVICE, &question.user, &question.password, &question.from);
+            let checked = shared.guard.run("a question to PAM", check);
+            if let Some(Err(error)) = &checked {
                 tracing::warn!("{error}");
             }
-            answer(&shared, question.client, checked.is_ok());
+            answer(&shared, question.client, matches!(checked, Some(Ok(_))));
         }
     };
     std::thread::Builder::new().name("pam".to_owned()).spawn(work).map_err(|error| error.to_string())?;

@@ -13,7 +13,7 @@ use crate::config::hba::{self, Rules};
 use crate::config::{self, AuthType, Config, Level, LogLine, ident, userlist};
 use crate::log;
 use crate::net::tls::Contexts;
-use crate::shared::{Live, Message, UserSecret};
+use crate::shared::{Live, Message, Shared, UserSecret};
 use crate::supervisor::Supervisor;
 use crate::sys::pam::Pam;
 use crate::sys::service;
@@ -98,26 +98,31 @@ pub fn scram_work(users: &Users) -> Option<u32> {
 
 /// Makes the verifiers of users with plain passwords before they are wanted. The first login of each would otherwise take
 /// milliseconds longer than a stranger's, who has none.
-pub fn derive_ahead(live: &Arc<Live>) {
+pub fn derive_ahead(shared: &Arc<Shared>, live: &Arc<Live>) {
     let methods_with_scram = matches!(live.config.settings.auth_type, AuthType::ScramSha256 | AuthType::Hba);
     if !methods_with_scram {
         return;
     }
     let (users, iterations) = (live.users.clone(), scram_iterations(&live.config));
+    let shared = shared.clone();
     tokio::task::spawn_blocking(move || {
-        for user in users.values() {
-            let Secret::Plain(password) = &user.secret else { continue };
-            if user.verifier.lock().as_ref().is_some_and(|made| made.iterations == iterations) {
-                continue;
-            }
-            let mut salt = vec![0; SALT_BYTES];
-            if getrandom::fill(&mut salt).is_err() {
-                return;
-            }
-            let keys = derive(password.as_bytes(), &salt, iterations);
-            *user.verifier.lock() = Some(Arc::new(Verifier::derived(&keys, salt, iterations)));
-        }
+        shared.guard.run("the derivation of secrets ahead of logins", || derive_all(&users, iterations))
     });
+}
+
+fn derive_all(users: &HashMap<String, Arc<UserSecret>>, iterations: u32) {
+    for user in users.values() {
+        let Secret::Plain(password) = &user.secret else { continue };
+        if user.verifier.lock().as_ref().is_some_and(|made| made.iterations == iterations) {
+            continue;
+        }
+        let mut salt = vec![0; SALT_BYTES];
+        if getrandom::fill(&mut salt).is_err() {
+            return;
+        }
+        let keys = derive(password.as_bytes(), &salt, iterations);
+        *user.verifier.lock() = Some(Arc::new(Verifier::derived(&keys, salt, iterations)));
+    }
 }
 
 /// Reads the access rules and the user name maps they refer to. None when the configuration has no use for them.
@@ -206,7 +211,7 @@ impl Supervisor {
         let tls = tls.unwrap_or_else(|| self.live.tls.clone());
         let scram_work = scram_work(&users);
         self.live = Arc::new(Live { config: config.clone(), users: users.clone(), scram_work, hba, tls });
-        derive_ahead(&self.live);
+        derive_ahead(&self.shared, &self.live);
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;
         log::set_format(settings.log_format, settings.log_rate_limit);

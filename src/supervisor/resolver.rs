@@ -146,7 +146,10 @@ impl Supervisor {
         let (shared, asker) = (self.shared.clone(), self.resolver.dns.asker());
         tokio::spawn(async move {
             let found = match asker {
-                Some(asker) => asker.addresses(&name).await,
+                Some(asker) => {
+                    let addresses = asker.addresses(&name);
+                    shared.guard.watch(format!("the lookup of {name}"), addresses).await.unwrap_or_default()
+                }
                 None => Vec::new(),
             };
             let result = if found.is_empty() { Err("no address".to_owned()) } else { Ok(found) };
@@ -182,7 +185,8 @@ impl Supervisor {
             let Some(asker) = self.resolver.dns.asker() else { return };
             let shared = self.shared.clone();
             tokio::spawn(async move {
-                if let Some(serial) = asker.serial(&zone).await {
+                let serial = shared.guard.watch(format!("the check of zone {zone}"), asker.serial(&zone)).await;
+                if let Some(serial) = serial.flatten() {
                     shared.ask(Request::ZoneSerial { zone, serial });
                 }
             });

@@ -37,6 +37,7 @@ impl Supervisor {
             ends: self.shared.ends.lock().clone(),
             workers: self.worker_figures(),
             process: process_figures(),
+            bugs: self.shared.guard.trips(),
             ready: readiness(&self.shared.broker.lock()).is_ok(),
         };
         render(&picture, format)

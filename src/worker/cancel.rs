@@ -11,9 +11,11 @@ use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
 use crate::relay::cancel::{CancelKey, Route};
 use crate::shared::{Message, PoolShared, Request};
+use crate::wire::startup::Replication;
 use crate::worker::Worker;
 use crate::worker::client::{Canceling, Client, End, Phase};
 use crate::worker::login::Next;
+use crate::worker::server::Server;
 
 impl Worker {
     /// A connection presented a cancel key.
@@ -83,6 +85,17 @@ impl Worker {
             },
         };
         self.local_or_remote(request.worker, Message::CancelFinished { request, why });
+    }
+
+    /// Cancels what runs on a server that is closed because its client goes, if `cancel_on_disconnect` asks for it: the
+    /// server itself notices that nobody listens only when it has something to say.
+    pub(super) fn cancel_left(&mut self, client: &Client, server: &Server) {
+        let runs = !server.side.ready || !server.side.outstanding.is_empty();
+        let reachable = server.lost.is_none() && server.cancel_key != [0; 8] && server.replication == Replication::None;
+        if runs && reachable && self.live.config.settings.cancel_on_disconnect {
+            let (me, id, key, now) = (client.me, server.me, server.cancel_key, self.now);
+            self.pools(|broker| broker.pools.cancel_left(me, id, key, now));
+        }
     }
 
     /// One of our cancel requests waits for a connection.

@@ -21,7 +21,7 @@ mod parked;
 pub mod peer;
 pub(crate) mod picture;
 #[cfg(debug_assertions)]
-mod plant;
+pub(crate) mod plant;
 mod relay;
 pub mod replication;
 pub mod server;
@@ -439,7 +439,7 @@ impl Worker {
 
     /// A turn panicked: what it held is closed and forgotten, everybody else is unharmed.
     fn after_panic(&mut self) {
-        let trips = self.shared.guard_trips.fetch_add(1, Ordering::Relaxed) + 1;
+        let trips = self.shared.guard.trip();
         let bug = crate::log::last_panic();
         if self.scratch.input.is_empty() {
             self.scratch.input = scratch_buffer(&self.live);
@@ -495,8 +495,8 @@ impl Worker {
     /// A bug in the pools themselves may show itself again: the worker lives on all the same.
     fn pools_after_panic(&mut self, call: impl FnOnce(&mut Broker)) {
         if catch_unwind(AssertUnwindSafe(|| self.pools(call))).is_err() {
-            self.shared.guard_trips.fetch_add(1, Ordering::Relaxed);
-            tracing::error!("what a bug held could not be given back: {}", crate::log::last_panic());
+            let (trips, bug) = (self.shared.guard.trip(), crate::log::last_panic());
+            tracing::error!("what a bug held could not be given back: {bug} ({trips} so far)");
         }
     }
 

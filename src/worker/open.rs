@@ -296,7 +296,7 @@ impl Worker {
     pub(super) fn opening_event(&mut self, server: ServerId, event: &Event) {
         let Place::Opening(mut opening) = self.places.take(server) else { return };
         #[cfg(debug_assertions)]
-        crate::worker::plant::opening();
+        crate::worker::plant::once("opening");
         if let Some(stream) = &mut opening.stream {
             stream.note(event);
         }

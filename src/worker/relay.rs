@@ -151,7 +151,7 @@ impl Worker {
     #[cold]
     fn note_impossible(&self, client: &Client, why: &Disconnect) {
         let Some(server) = client.server.as_ref().filter(|_| is_impossible(why)) else { return };
-        let trips = self.shared.guard_trips.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        let trips = self.shared.guard.trip();
         let side = &server.side;
         let (head, owed) = (side.scan.header()[0], side.outstanding.len());
         tracing::error!(
@@ -521,6 +521,7 @@ impl Worker {
             pool.add(self.id, &std::mem::take(&mut self.tally));
         }
         if end.with_server {
+            self.cancel_left(client, &server);
             self.drop_server(*server, &end.why.reason);
             return;
         }
@@ -540,6 +541,7 @@ impl Worker {
             self.release(server, client.mode == PoolMode::Session);
             return;
         };
+        self.cancel_left(client, &server);
         self.drop_server(*server, reason);
     }
 

@@ -1,9 +1,6 @@
 //! TLS handshakes of a worker's connections. Steps that compute much run on the helper threads, so that a storm of logins
 //! holds up nobody who is in the middle of a query.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
-
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, ServerId};
 use crate::log::Conn;
@@ -86,9 +83,7 @@ impl Worker {
     fn compute(&self, mut work: Box<Work>, message: impl FnOnce(Box<Work>) -> Message + Send + 'static) {
         let (shared, worker) = (self.shared.clone(), self.id);
         self.shared.helpers.compute(move || {
-            if catch_unwind(AssertUnwindSafe(|| work.run())).is_err() {
-                shared.guard_trips.fetch_add(1, Ordering::Relaxed);
-            }
+            shared.guard.run("a step of a TLS handshake", || work.run());
             shared.post(worker).send(message(work));
         });
     }

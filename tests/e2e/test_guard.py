@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from support.system import until
+from support.scrape import Scrape, fetch
+from support.system import free_port, until
 from support.way import in_background, pump, serve
 from support.wire import Closed, message, query
 
@@ -64,9 +65,9 @@ def test_an_answer_without_an_owner_ends_both_and_is_logged_once(make_pooler, pg
 
 
 @contextlib.contextmanager
-def planted(make_pooler, binary, monkeypatch, bug):
+def planted(make_pooler, binary, monkeypatch, bug, **ini):
     monkeypatch.setenv("PGUSHER_PLANTED_BUG", bug)
-    pooler = make_pooler(ini={"default_pool_size": 1, "worker_threads": 2})
+    pooler = make_pooler(ini={"default_pool_size": 1, "worker_threads": 2, **ini})
     if b"PGUSHER_PLANTED_BUG" not in binary.path.read_bytes():
         pytest.skip("bugs are planted in builds with assertions")
     yield pooler
@@ -94,4 +95,37 @@ def test_a_panic_while_a_server_is_opened_is_survived_by_those_who_wait(make_poo
     with planted(make_pooler, binary, monkeypatch, "opening") as pooler, pooler.login() as wire:
         assert wire.query("SELECT 5").value == "5"
         assert pooler.log().count(BUG) == 1
+        until(lambda: pooler.pool()["sv_login"] == 0 and pooler.pool()["sv_idle"] == 1)
+
+
+def bugs(port):
+    return Scrape(port).total("pgbouncer_bugs_total")
+
+
+def test_a_panic_in_the_supervisor_costs_what_it_was_about_and_is_counted(make_pooler, binary, monkeypatch):
+    port = free_port()
+    with planted(make_pooler, binary, monkeypatch, "console", metrics_listen=f"127.0.0.1:{port}") as pooler:
+        pooler.wait_log("serving metrics on")
+        with pooler.login() as other, pooler.console() as console:
+            assert bugs(port) == 0
+            console.send(query("SHOW VERSION"))
+            console.expect_fatal("internal error")
+            assert other.query("SELECT 6").value == "6"
+            assert pooler.show("version") is not None and bugs(port) == 1
+        assert pooler.log().count("a bug ended a console command: a planted bug at") == 1 and "(1 so far)" in pooler.log()
+
+
+def test_a_panic_in_a_scrape_costs_one_answer(make_pooler, binary, monkeypatch):
+    port = free_port()
+    with planted(make_pooler, binary, monkeypatch, "scrape", metrics_listen=f"127.0.0.1:{port}") as pooler:
+        pooler.wait_log("serving metrics on")
+        assert fetch(port, "/metrics").status == 503
+        assert bugs(port) == 1 and pooler.log().count("a bug ended a scrape: ") == 1
+
+
+def test_a_panic_in_a_job_costs_one_login(make_pooler, binary, monkeypatch):
+    """The first login to PostgreSQL, which wants SCRAM, needs a key; the client waits for the second one."""
+    with planted(make_pooler, binary, monkeypatch, "job") as pooler, pooler.login() as wire:
+        assert wire.query("SELECT 7").value == "7"
+        assert pooler.log().count("a bug ended the login to server") == 1
         until(lambda: pooler.pool()["sv_login"] == 0 and pooler.pool()["sv_idle"] == 1)

@@ -37,7 +37,7 @@ EXPORTER = {
 HISTOGRAMS = ["client_wait", "query", "transaction", "server_login", "client_login"]
 OURS = {"pgbouncer_ready", "pgbouncer_pools_size", "pgbouncer_pools_client_longest_wait_seconds", "pgbouncer_pools_client_waiting_by_cause",
         "pgbouncer_closed_connections_total", "pgbouncer_errors_total", "pgbouncer_errors_count", "pgbouncer_worker_clients",
-        "pgbouncer_worker_turns_total", "pgbouncer_worker_busy_seconds_total", "process_cpu_seconds_total", "process_resident_memory_bytes",
+        "pgbouncer_worker_turns_total", "pgbouncer_bugs_total", "pgbouncer_worker_busy_seconds_total", "process_cpu_seconds_total", "process_resident_memory_bytes",
         "process_virtual_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds"}
 CAUSES = {"pool_full", "database_limit", "user_limit", "server_login", "server_login_failing", "server_check", "paused", "database_paused",
           "suspended"}

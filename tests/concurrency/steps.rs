@@ -1,0 +1,52 @@
+//! Every step for the helpers is computed once, whoever of them is awake.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pgusher::helpers::steps::Steps;
+use pgusher::time::Micros;
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::sync::{Arc, Mutex};
+use shuttle::thread;
+
+use super::in_many_orders;
+use super::scheduled::Scheduled;
+
+const STEPS: u64 = 4;
+
+/// Steps come, `idle` threads take any and `nice` ones those that are overdue. A step without a number sends one thread home.
+fn scene(idle: usize, nice: usize) {
+    let steps: Arc<Steps<Option<u64>, Scheduled>> = Arc::new(Steps::new(Micros(10)));
+    let computed = Arc::new(Mutex::new(Vec::new()));
+    let clock = Arc::new(AtomicU64::new(1));
+    let threads: Vec<_> = (0..idle + nice)
+        .map(|thread| {
+            let (steps, computed, clock) = (steps.clone(), computed.clone(), clock.clone());
+            let now = move || Micros(clock.fetch_add(thread_rng().gen_range(0..10), Ordering::Relaxed));
+            thread::spawn(move || {
+                while let Some(step) = if thread < idle { steps.next() } else { steps.overdue(&now) } {
+                    computed.lock().expect("nobody panics").push(step);
+                }
+            })
+        })
+        .collect();
+    let homeward = (0..threads.len()).map(|_| None);
+    for step in (0..STEPS).map(Some).chain(homeward) {
+        steps.push(step, Micros(clock.load(Ordering::Relaxed)));
+    }
+    threads.into_iter().for_each(|thread| thread.join().expect("it has gone home"));
+    let mut computed = computed.lock().expect("nobody panics").clone();
+    computed.sort_unstable();
+    assert_eq!(computed, (0..STEPS).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_step_is_computed_once() {
+    in_many_orders(200, || scene(1, 1));
+    in_many_orders(200, || scene(2, 2));
+}
+
+/// As where no core is ever idle.
+#[test]
+fn what_nobody_takes_in_time_is_taken_by_others() {
+    in_many_orders(200, || scene(0, 2));
+}
