@@ -38,6 +38,8 @@ fn checked(options: &Options) -> Answer {
         read: &|path: &Path| std::fs::read(path),
         permissions: &|path| std::fs::metadata(path).ok().map(|meta| meta.permissions().mode() & 0o7777),
         user_exists: &sys::user::exists,
+        may_read: &sys::user::may_read,
+        facility_exists: &sys::syslog::is_facility,
         fd_limit: sys::limits::reachable_fd_limit(),
         root: sys::user::own_uid() == 0,
         tls: &|settings| Contexts::build(settings).err().unwrap_or_default(),

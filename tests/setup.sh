@@ -67,11 +67,14 @@ need_drivers() {
     fi
 }
 
-# need_observers: a browser for the page of metrics_listen, and promtool for the alert rules. Debian's package of Prometheus would
-# start a daemon, so only the program is taken out of it.
+# need_observers: a browser for the page of metrics_listen, haproxy for its sample, and promtool for the alert rules. Debian's
+# package of Prometheus would start a daemon, so only the program is taken out of it; that of haproxy would where an init system
+# runs, and is not installed there.
 need_observers() {
-    local dir
-    command -v chromium >/dev/null || RUNLEVEL=1 install_packages chromium fonts-dejavu-core || return 1
+    local dir packages=()
+    command -v chromium >/dev/null || packages+=(chromium fonts-dejavu-core)
+    [ -x /usr/sbin/haproxy ] || [ -d /run/systemd/system ] || packages+=(haproxy)
+    [ ${#packages[@]} = 0 ] || RUNLEVEL=1 install_packages "${packages[@]}" || return 1
     command -v promtool >/dev/null || [ -x target/tools/promtool ] && return 0
     dir=$(mktemp -d) || return 1
     (cd "$dir" && apt-get -qq download prometheus && dpkg-deb -x prometheus_*.deb .) || { rm -rf "$dir"; return 1; }

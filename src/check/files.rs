@@ -9,9 +9,10 @@ use crate::config::keys;
 const OTHERS_READ: u32 = 0o004;
 const OTHERS_WRITE: u32 = 0o002;
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
     pub(super) fn files(&mut self) {
         self.secrecy();
+        self.readable();
         self.directories();
         self.tls();
         self.user();
@@ -56,6 +57,50 @@ impl Judge<'_> {
             let text = format!("everybody can read {what} ({file}, mode {mode:04o})");
             self.warn(place, text, format!("chmod o-rwx {file}"));
         }
+    }
+
+    /// What root reads for the check, and the daemon cannot read when it has become a user.
+    fn readable(&mut self) {
+        let settings = &self.config().settings;
+        let Some(user) = self.user_to_be().filter(|_| self.machine.root) else { return };
+        let machine = self.machine;
+        let locked = |file: &str| !file.is_empty() && !(machine.may_read)(user, Path::new(file));
+        let lines = |what: &str, file: &str| {
+            let text = format!("user \"{user}\", whom the daemon becomes, cannot read {what} ({file})");
+            (text, "chown or chmod it, or a directory above it")
+        };
+        // read as the user; all others before, and at each reload
+        if let Some(file) = settings.auth_file.as_deref().filter(|file| locked(file)) {
+            let (text, remedy) = lines("auth_file", file);
+            self.error(self.at("auth_file"), text, remedy);
+        }
+        let optional = |file: &Option<String>| file.clone().unwrap_or_default();
+        let clients = settings.client_tls_sslmode != SslMode::Disable;
+        let servers = settings.server_tls_sslmode != SslMode::Disable;
+        let hba = settings.auth_type == crate::config::AuthType::Hba;
+        let named = [
+            ("auth_hba_file", hba, settings.auth_hba_file.clone()),
+            ("auth_ident_file", hba, optional(&settings.auth_ident_file)),
+            ("client_tls_key_file", clients, settings.client_tls_key_file.clone()),
+            ("client_tls_cert_file", clients, settings.client_tls_cert_file.clone()),
+            ("client_tls_ca_file", clients, settings.client_tls_ca_file.clone()),
+            ("server_tls_key_file", servers, settings.server_tls_key_file.clone()),
+            ("server_tls_cert_file", servers, settings.server_tls_cert_file.clone()),
+            ("server_tls_ca_file", servers, settings.server_tls_ca_file.clone()),
+        ];
+        let start = |file: &str| Place { file: file.into(), line: 1 };
+        let of_config = self.survey.files.iter().map(|file| (start(file), "the configuration", file.to_string()));
+        let named = named.into_iter().filter(|(_, used, _)| *used).map(|(key, _, file)| (self.at(key), key, file));
+        for (place, what, file) in of_config.chain(named).filter(|(_, _, file)| locked(file)).collect::<Vec<_>>() {
+            let (text, remedy) = lines(what, &file);
+            self.warn(place, format!("{text}, and every reload fails"), remedy);
+        }
+    }
+
+    /// The user that the daemon is told to become.
+    fn user_to_be(&self) -> Option<&'a str> {
+        let setting = self.survey.config.settings.user.as_deref();
+        self.machine.user.or(setting).filter(|user| !user.is_empty())
     }
 
     fn directories(&mut self) {
@@ -124,9 +169,7 @@ impl Judge<'_> {
     }
 
     fn user(&mut self) {
-        let setting = self.config().settings.user.as_deref();
-        let user = self.machine.user.or(setting).filter(|user| !user.is_empty());
-        match user {
+        match self.user_to_be() {
             Some(user) if !(self.machine.user_exists)(user) => {
                 let text = format!("there is no user \"{user}\" on this machine");
                 self.error(self.at("user"), text, "make the user, or name another one");

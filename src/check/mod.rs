@@ -68,6 +68,10 @@ pub struct Machine<'a> {
     pub permissions: &'a dyn Fn(&Path) -> Option<u32>,
     /// Is there a user of this name?
     pub user_exists: &'a dyn Fn(&str) -> bool,
+    /// May a user of this name read the file, once the daemon has become him? What is not there may be read.
+    pub may_read: &'a dyn Fn(&str, &Path) -> bool,
+    /// Is there a syslog facility of this name?
+    pub facility_exists: &'a dyn Fn(&str) -> bool,
     /// Descriptors that a process may have at most.
     pub fd_limit: u64,
     /// The daemon would be started by root.

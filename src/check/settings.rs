@@ -14,6 +14,7 @@ impl Judge<'_> {
     pub(super) fn settings(&mut self) {
         self.without_effect();
         self.listening();
+        self.unreachable();
         self.processes();
         self.resetting();
         self.libraries();
@@ -36,6 +37,10 @@ impl Judge<'_> {
                 self.warn(self.at(key), format!("{key} has no effect with syslog=0"), "set syslog = 1");
             }
         }
+        if s.syslog && !(self.machine.facility_exists)(&s.syslog_facility) {
+            let text = format!("there is no syslog facility \"{}\", and daemon counts", s.syslog_facility);
+            self.warn(self.at("syslog_facility"), text, "write auth, authpriv, daemon, user or local0 to local7");
+        }
         if self.says("conffile") {
             let text = "conffile sends the next reload to another file";
             self.warn(self.at("conffile"), text, "leave it out: the file given on the command line is read again");
@@ -51,6 +56,22 @@ impl Judge<'_> {
         if !(1..=65535).contains(&s.listen_port) {
             let text = format!("listen_port={} is not a port number", s.listen_port);
             self.error(self.at("listen_port"), text, "write a number from 1 to 65535");
+        }
+    }
+
+    /// A database without a host is at the Unix socket in our own directory.
+    fn unreachable(&mut self) {
+        if !self.config().settings.unix_socket_dir.is_empty() {
+            return;
+        }
+        let entries = self.config().databases.values();
+        let mut lost: Vec<&str> = entries.filter(|db| db.host.is_none()).map(|db| &*db.name).collect();
+        if let Some(Ok(db)) = self.config().auto_database("*") {
+            lost.extend(db.host.is_none().then_some("*"));
+        }
+        for name in lost {
+            let text = format!("database \"{name}\" has no host, and unix_socket_dir is empty");
+            self.error(self.at_database(name), text, "write host=: there is no Unix socket to reach it by");
         }
     }
 

@@ -21,8 +21,11 @@ fn found(files: &[(&'static str, &'static str)]) -> Vec<String> {
         read: &read,
         permissions: &|path| Some(if path.ends_with("open.txt") { 0o100_644 & 0o777 } else { 0o640 }),
         user_exists: &|user| user != "ghost",
+        may_read: &|_, path| !path.ends_with("locked.txt"),
+        facility_exists: &|name| name == "daemon",
         fd_limit: 1000,
-        root: false,
+        // who asks for a daemon that becomes a user is root
+        root: files.values().any(|text| text.contains("user = u\n")),
         tls: &|settings| match settings.client_tls_cert_file.as_str() {
             "bad.pem" if settings.client_tls_sslmode != crate::config::SslMode::Disable => {
                 vec!["failed to load certificate file \"bad.pem\"".to_owned()]
@@ -43,6 +46,7 @@ fn about(settings: &'static str) -> Vec<String> {
     found(&[
         ("main.ini", Box::leak(text.into_boxed_str())),
         ("users.txt", "\"u\" \"md50123456789abcdef0123456789abcdef\"\n"),
+        ("locked.txt", "local all all trust\n"),
     ])
 }
 
@@ -107,6 +111,24 @@ fn each_doubt_has_its_line() {
         ("listen_port = 70000", 3, "error: listen_port=70000 is not a port number"),
         ("job_name = x", 3, "warning: job_name has no effect"),
         ("tcp_keepalive = 0\ntcp_keepidle = 5", 4, "warning: tcp_keepidle has no effect"),
+        (
+            "unix_socket_dir =\n[databases]\na =\n* = port=5",
+            5,
+            "error: database \"a\" has no host, and unix_socket_dir is empty; write host=",
+        ),
+        ("unix_socket_dir =\n[databases]\na = host=h\n* = port=5", 6, "error: database \"*\" has no host"),
+        ("syslog = 1\nsyslog_facility = mial", 4, "warning: there is no syslog facility \"mial\", and daemon counts"),
+        (
+            "user = u\nauth_file = locked.txt",
+            4,
+            "error: user \"u\", whom the daemon becomes, cannot read auth_file (locked.txt); chown or chmod it, or a \
+             directory above it",
+        ),
+        (
+            "user = u\nauth_type = hba\nauth_hba_file = locked.txt",
+            5,
+            "warning: user \"u\", whom the daemon becomes, cannot read auth_hba_file (locked.txt), and every reload fails",
+        ),
         ("user = ghost", 3, "error: there is no user \"ghost\""),
         ("client_tls_sslmode = require\nclient_tls_cert_file = bad.pem", 4, "error: failed to load certificate"),
         ("client_tls_cert_file = bad.pem", 3, "warning: client_tls_cert_file is not used"),

@@ -88,7 +88,9 @@ fn together(pools: Vec<PoolFigures>) -> Option<PoolFigures> {
         a.maxwait = a.maxwait.max(b.maxwait);
         sum.causes.iter_mut().zip(pool.causes).for_each(|(mine, theirs)| *mine += theirs);
         sum.pool_size = sum.pool_size.saturating_add(pool.pool_size);
-        *sum.times += &*pool.times;
+        if let Some(times) = &pool.times {
+            **sum.times.get_or_insert_default() += &**times;
+        }
         sum
     }))
 }

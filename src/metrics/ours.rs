@@ -55,9 +55,9 @@ fn times(out: &mut Exposition, pools: &[PoolFigures]) {
         };
         out.family(&format!("pgbouncer_{name}_seconds"), Kind::Histogram, help);
         for pool in pools {
-            let histogram = pool.times.of(span);
-            if histogram.count() > 0 {
-                out.histogram(&[("database", &pool.row.database), ("user", &pool.row.user)], histogram);
+            // empty ones too: the first event is an increase only of what was there before
+            if let Some(times) = &pool.times {
+                out.histogram(&[("database", &pool.row.database), ("user", &pool.row.user)], times.of(span));
             }
         }
     }

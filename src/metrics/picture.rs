@@ -36,7 +36,8 @@ pub struct PoolFigures {
     pub causes: [u32; WaitCause::COUNT],
     /// 0 is unlimited.
     pub pool_size: u32,
-    pub times: Box<Times>,
+    /// `None` for the console, which has no servers.
+    pub times: Option<Box<Times>>,
 }
 
 /// Of whom clients are counted together.

@@ -40,6 +40,19 @@ fn every_family_is_described_once_and_before_its_samples() {
 }
 
 #[test]
+fn a_pool_has_all_histograms_before_anything_happened_and_the_console_none() {
+    let mut picture = picture();
+    picture.pools[0].times = Some(Box::default());
+    picture.pools.push(PoolFigures::default());
+    let text = render(&picture, Format::Prometheus);
+    for name in ["client_wait", "query", "transaction", "server_login", "client_login"] {
+        let count = format!("pgbouncer_{name}_seconds_count");
+        let found: Vec<_> = text.lines().filter(|line| line.starts_with(&count)).collect();
+        assert_eq!(found, [format!("{count}{{database=\"d\\\"b\",user=\"u\"}} 0")]);
+    }
+}
+
+#[test]
 fn causes_add_up_to_the_waiting_clients() {
     let text = render(&picture(), Format::Prometheus);
     let line = "pgbouncer_pools_client_waiting_by_cause{database=\"d\\\"b\",user=\"u\",cause=\"pool_full\"} 2\n";

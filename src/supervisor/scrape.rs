@@ -68,7 +68,7 @@ impl Supervisor {
             PoolFigures {
                 causes: waits.causes,
                 pool_size: waits.pool_size,
-                times: shared.get(&row.pool).map(|pool| Box::new(pool.times())).unwrap_or_default(),
+                times: shared.get(&row.pool).map(|pool| Box::new(pool.times())),
                 row: pool_row(row, now),
             }
         });

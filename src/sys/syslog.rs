@@ -29,6 +29,15 @@ pub enum Severity {
     Debug = 7,
 }
 
+/// Is there a facility of this name?
+#[must_use]
+pub fn is_facility(name: &str) -> bool {
+    facility(name) != DAEMON || name.eq_ignore_ascii_case("daemon")
+}
+
+/// What counts in the place of an unknown facility.
+const DAEMON: u8 = 3;
+
 /// The number of a facility by its name; what is unknown is `daemon`.
 fn facility(name: &str) -> u8 {
     match name.to_ascii_lowercase().as_str() {
@@ -43,7 +52,7 @@ fn facility(name: &str) -> u8 {
         "local5" => 21,
         "local6" => 22,
         "local7" => 23,
-        _ => 3,
+        _ => DAEMON,
     }
 }
 

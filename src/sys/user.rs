@@ -1,5 +1,8 @@
 //! Whose rights the process runs with.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
 
 use super::error_text;
@@ -52,6 +55,26 @@ pub fn exists(name: &str) -> bool {
     matches!(User::from_name(name), Ok(Some(_)))
 }
 
+/// May a daemon that became this user, who has no group but his own then, read a file by its mode? What is not there, or not
+/// for us to see, may be read for all we know.
+#[must_use]
+pub fn may_read(name: &str, path: &Path) -> bool {
+    let Ok(Some(user)) = User::from_name(name) else { return true };
+    let allowed = |path: &Path, bit: u32| {
+        let Ok(meta) = std::fs::metadata(path) else { return true };
+        let shift = if meta.uid() == user.uid.as_raw() {
+            6
+        } else if meta.gid() == user.gid.as_raw() {
+            3
+        } else {
+            0
+        };
+        user.uid.is_root() || (meta.mode() >> shift) & bit != 0
+    };
+    let Ok(path) = path.canonicalize() else { return true };
+    allowed(&path, 0o4) && path.ancestors().skip(1).all(|dir| allowed(dir, 0o1))
+}
+
 /// A group by name or number.
 #[must_use]
 pub fn find_group(name: &str) -> Option<Gid> {
@@ -79,6 +102,26 @@ mod tests {
         assert_eq!(name_of(0).as_deref(), Some("root"));
         assert_eq!(name_of(4_000_000_000), None);
         assert!(exists("root") && !exists("no such user"));
+    }
+
+    #[test]
+    fn reading_takes_the_file_and_every_directory_above() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = std::env::temp_dir().join(format!("pgu-user-{}", std::process::id()));
+        let file = dir.join("secret");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(&file, "").unwrap();
+        for (of_dir, of_file, readable) in [(0o755, 0o644, true), (0o755, 0o640, false), (0o700, 0o644, false)] {
+            let set = |path: &Path, mode| {
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+            };
+            set(&file, of_file);
+            set(&dir, of_dir);
+            assert_eq!(may_read("nobody", &file), readable, "{of_dir:o} {of_file:o}");
+            assert!(may_read("root", &file));
+        }
+        assert!(may_read("nobody", &dir.join("gone")) && may_read("no such user", &file));
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     /// Runs as the child of the next test, which is root.

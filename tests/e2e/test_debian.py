@@ -4,6 +4,7 @@ The copy is an overlay over / in namespaces of its own (mounts, processes, netwo
 """
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -95,6 +96,32 @@ def test_install_start_upgrade_remove(packages):
         ! test -e /run/pgbouncer
     """, keep=old.parent)
     assert said.count("\nPgBouncer 1.25.2") >= 2 and "pgbouncer started (pid " in said
+    assert sorted(left) == ["etc/default/pgbouncer", "etc/init.d/pgbouncer", "etc/logrotate.d/pgbouncer",
+                            "etc/pgbouncer/pgbouncer.ini", "etc/pgbouncer/userlist.txt", "var/log/pgbouncer/pgbouncer.log"]
+
+
+def test_two_lines_and_a_minute(packages, pg):
+    """On a machine with a PostgreSQL: install, name the database, name the user, start, be served; then remove."""
+    old, _ = packages
+    said, left = in_a_copy(f"""
+        dpkg --purge pgbouncer || true
+        as_postgres() {{ su postgres -s /bin/sh -c "$1"; }}
+        echo hush >/tmp/password
+        as_postgres '{pg.bin}/initdb -D /tmp/cluster -A scram-sha-256 --pwfile /tmp/password --no-sync >/tmp/initdb'
+        as_postgres "{pg.bin}/pg_ctl -D /tmp/cluster -w -o '-c fsync=off -c unix_socket_directories=/tmp' -l /tmp/postgres start"
+        begin=$(date +%s%N)
+        dpkg -i /packages/{old.name}
+        sed -i 's/^enterprisescanner = .*/shop = host=127.0.0.1 dbname=postgres/' /etc/pgbouncer/pgbouncer.ini
+        echo '"postgres" "hush"' >>/etc/pgbouncer/userlist.txt
+        /etc/init.d/pgbouncer start
+        PGPASSWORD=hush {pg.bin}/psql -AtXh 127.0.0.1 -p 6432 -U postgres shop -c "SELECT 'served as ' || current_user"
+        echo "it took $((($(date +%s%N) - begin) / 1000000)) ms"
+        dpkg -r pgusher
+        as_postgres '{pg.bin}/pg_ctl -D /tmp/cluster -m immediate stop'
+    """, keep=old.parent)
+    took_ms = int(re.search(r"^it took (\d+) ms$", said, re.M)[1])
+    assert "\nserved as postgres\n" in said and took_ms < 60_000
+    print(f"from the package to a served query: {took_ms} ms")
     assert sorted(left) == ["etc/default/pgbouncer", "etc/init.d/pgbouncer", "etc/logrotate.d/pgbouncer",
                             "etc/pgbouncer/pgbouncer.ini", "etc/pgbouncer/userlist.txt", "var/log/pgbouncer/pgbouncer.log"]
 

@@ -1,5 +1,5 @@
 """The drivers people use, with their default settings, through transaction pooling: twice as many clients as servers, and a
-script of typical work for each (in drivers/). The README's table of drivers says what each needs; it is proved here.
+script of typical work for each (in drivers/). The table in docs/drivers.md says what each needs; it is proved here.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ IGNORED = "ignore_startup_parameters"
 
 @pytest.fixture
 def pooler(request, make_pooler, pg):
-    """A pooler that ignores the startup parameters that the README says the driver needs, and none else."""
+    """A pooler that ignores the startup parameters that docs/drivers.md says the driver needs, and none else."""
     drivers.prepare(pg)
     needed = NEEDS[request.param] if hasattr(request, "param") else ""
     return make_pooler(ini={"auth_type": "scram-sha-256", "default_pool_size": SERVERS, IGNORED: needed})
@@ -34,14 +34,14 @@ def classes(tmp_path_factory):
     return drivers.compile_java(tmp_path_factory.mktemp("classes"))
 
 
-def readme_table():
-    """Driver to the startup parameters it needs ignored, from the README."""
-    text = (REPO / "README.md").read_text()
-    rows = re.findall(r"^\|([^|]*)\|([^|]*)\|[^|]*\|$", text[text.index("## Drivers"):text.index("## Tests")], re.M)
+def table():
+    """Driver to the startup parameters it needs ignored, from the page."""
+    text = (REPO / "docs/drivers.md").read_text()
+    rows = re.findall(r"^\|([^|]*)\|([^|]*)\|[^|]*\|$", text, re.M)
     return {name.strip(): needs.strip(" `") for name, needs in rows[2:]}
 
 
-NEEDS = readme_table()
+NEEDS = table()
 
 
 def for_driver(name):

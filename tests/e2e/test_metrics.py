@@ -157,6 +157,16 @@ def test_histograms_know_how_long_things_took(make):
     assert taken == scrape.value("pgbouncer_stats_queries_duration_seconds_total", database="p0")
 
 
+def test_histograms_are_there_before_their_first_event(make):
+    """What appears with the value 1 has never increased, for Prometheus."""
+    pooler = make()
+    with pooler.login():
+        scrape = Scrape(pooler.metrics)
+    count = {name: scrape.value(f"pgbouncer_{name}_seconds_count", **POOL) for name in HISTOGRAMS}
+    assert count["query"] == count["transaction"] == 0 and count["client_login"] == 1
+    assert scrape.values("pgbouncer_query_seconds_count", database="pgbouncer") == []
+
+
 def test_ends_and_errors_are_counted(make):
     pooler = make({"max_client_conn": 3})
     some_work(pooler)

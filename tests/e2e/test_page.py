@@ -89,6 +89,29 @@ def test_names_of_strangers_stay_text(make, browser):
         assert browser.evaluate("document.images.length") == 0 and browser.complaints == []
 
 
+def test_without_pools_and_with_many_it_says_so(make, browser):
+    pooler = make(max_client_conn=200)
+    pooler.databases["*"] = pooler.backend()
+    pooler.write()
+    pooler.reload()
+    more = "document.getElementById('more').textContent"
+    browser.open(pooler.url)
+    until(lambda: browser.evaluate(more) == "No pool yet: it is made when its first client logs in.", 30)
+    clients = [pooler.login("app", f"db{n:02}") for n in range(54)]
+    clients[-1].query("SELECT 1")
+    until(lambda: browser.evaluate(more) == "4 more, with fewer waiting clients and queries, are in /metrics.", 30)
+    busiest = ["db53", *(f"db{n:02}" for n in range(49))]
+    until(lambda: [row[0] for row in browser.evaluate(ROWS)] == busiest, 20)
+    assert browser.complaints == []
+    # text of a chart has the size of text, however narrow the window
+    browser.resize(400, 800)
+    scale = "[...document.querySelectorAll('.chart svg')].map(svg => svg.clientWidth / svg.viewBox.baseVal.width)"
+    until(lambda: [round(ratio, 2) for ratio in browser.evaluate(scale)] == [1] * 4, 20)
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "only the table scrolls sideways"
+    for client in clients:
+        client.close()
+
+
 def test_it_says_when_clients_are_not_served(make, browser):
     pooler = make(default_pool_size=1)
     with pooler.login() as holder, pooler.login() as waiter:
@@ -104,3 +127,4 @@ def test_it_says_when_clients_are_not_served(make, browser):
         until(lambda: browser.evaluate(f"{state}.textContent + {state}.className") == "pausedbad", 30)
         pooler.stop()
         until(lambda: browser.evaluate(f"{state}.textContent") == "does not answer", 30)
+        assert browser.evaluate("document.body.className + document.title") == "stalepgusher: does not answer"

@@ -1,93 +1,95 @@
-"""The samples for containers, Kubernetes and HAProxy: read, looked at, and their configurations checked by the daemon."""
+"""The samples for HAProxy and for several processes on one port."""
 
 import re
 import shutil
+import signal
+import socket
+import subprocess
 
 import pytest
-import yaml
 
-from support.system import REPO, give_to_daemon, run
+from support.load import Background
+from support.system import REPO, free_port, fresh_dir, give_to_daemon, remove_dir, run, until
+from support.wire import Wire
 
 pytestmark = pytest.mark.ours
 
-MANIFESTS = sorted((REPO / "etc/kubernetes").glob("*.yaml"))
-KINDS = {"ConfigMap": "v1", "Secret": "v1", "Service": "v1", "PodDisruptionBudget": "policy/v1", "StatefulSet": "apps/v1",
-         "Deployment": "apps/v1"}
+SAMPLE = REPO / "etc/haproxy/haproxy.cfg"
+HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+
+with_haproxy = pytest.mark.skipif(not HAPROXY, reason="haproxy is missing: ./test installs it where no init system would start it")
 
 
-def documents(path):
-    return list(yaml.safe_load_all(path.read_text()))
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_manifests_are_whole(path):
-    found = documents(path)
-    names = {(d["kind"], d["metadata"]["name"]) for d in found}
-    assert len(names) == len(found)
-    for document in found:
-        assert document["apiVersion"] == KINDS[document["kind"]]
-        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
-    for workload in (d for d in found if d["kind"] in ("StatefulSet", "Deployment")):
-        spec = workload["spec"]
-        pod = spec["template"]["spec"]
-        labels = spec["template"]["metadata"]["labels"]
-        assert spec["selector"]["matchLabels"].items() <= labels.items() and spec["replicas"] > 1
-        if "serviceName" in spec:
-            assert ("Service", spec["serviceName"]) in names
-        volumes = {v["name"]: v for v in pod["volumes"]}
-        for volume in volumes.values():
-            if "configMap" in volume:
-                assert ("ConfigMap", volume["configMap"]["name"]) in names
-            if "secret" in volume:
-                assert ("Secret", volume["secret"]["secretName"]) in names
-        everybody = pod["containers"] + pod.get("initContainers", [])
-        ports = {p["name"] for c in everybody for p in c.get("ports", [])}
-        for container in everybody:
-            assert {m["name"] for m in container.get("volumeMounts", [])} <= set(volumes)
-            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                if probe in container:
-                    assert container[probe]["tcpSocket"]["port"] in ports
-        for selected in (d for d in found if d["kind"] in ("Service", "PodDisruptionBudget")):
-            selector = selected["spec"]["selector"]
-            assert selector.get("matchLabels", selector).items() <= labels.items()
-            for port in selected["spec"].get("ports", []):
-                assert port["targetPort"] in ports
-
-
-def test_every_replica_is_a_peer():
-    found = documents(REPO / "etc/kubernetes/pgbouncer.yaml")
-    ini = next(d for d in found if d["kind"] == "ConfigMap")["data"]["pgbouncer.ini"]
-    replicas = next(d for d in found if d["kind"] == "StatefulSet")["spec"]["replicas"]
-    peers = re.findall(r"^(\d+) = host=pgbouncer-(\d+)\.pgbouncer-peers$", ini, re.M)
-    assert peers == [(str(n + 1), str(n)) for n in range(replicas)]
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_their_configurations_are_good(path, binary, make_pooler):
-    directory = make_pooler(start=False).dir
-    found = documents(path)
-    ini = next(d for d in found if d["kind"] == "ConfigMap")["data"]["pgbouncer.ini"]
-    userlist = next(d for d in found if d["kind"] == "Secret")["stringData"]["userlist.txt"]
-    for name, text in (("users", userlist), ("peer.ini", "peer_id = 1\n"),
-                       ("k.ini", ini.replace("/etc/pgbouncer-secret/userlist.txt", "users").replace("/run/pgbouncer/", ""))):
-        (directory / name).write_text(text)
-        (directory / name).chmod(0o600)
-        give_to_daemon(directory / name)
-    done = run([binary.path, "--check", "k.ini"], check=False, switch_user=True, cwd=directory)
-    # the sample's password is there to be replaced by a secret
-    rest = [line for line in done.stdout.splitlines() if "is kept in plain text" not in line]
-    assert done.returncode == 0 and rest == [], done.stdout + done.stderr
-
-
-def test_the_haproxy_sample_asks_what_a_pooler_answers(pooler):
-    text = (REPO / "etc/haproxy/haproxy.cfg").read_text()
+def test_haproxy_asks_what_a_pooler_answers(pooler):
+    text = SAMPLE.read_text()
     question = bytes.fromhex(re.search(r"send-binary (\w+)", text)[1])
     with pooler.wire() as wire:
         wire.sock.sendall(question)
         assert re.match(rb"^(S|N)$", wire.sock.recv(1))
     assert "rbinary ^(53|4e)" in text
-    if shutil.which("haproxy"):
-        run(["haproxy", "-c", "-f", REPO / "etc/haproxy/haproxy.cfg"])
+
+
+@with_haproxy
+def test_haproxy_takes_the_sample():
+    run([HAPROXY, "-c", "-f", SAMPLE])
+
+
+@pytest.fixture
+def haproxy(make_pooler):
+    """The sample in front of two poolers, smaller, at another port and in more haste: its port, its log and the poolers."""
+    poolers = [make_pooler(), make_pooler()]
+    directory, port = fresh_dir("haproxy"), free_port()
+    text = SAMPLE.read_text().replace("bind :5432", f"bind 127.0.0.1:{port}").replace("inter 2s", "inter 200ms").replace("maxconn 20000", "maxconn 100")
+    for address, pooler in zip(("10.0.0.11:6432", "10.0.0.12:6432"), poolers):
+        text = text.replace(address, f"127.0.0.1:{pooler.port}")
+    (directory / "haproxy.cfg").write_text(text)
+    log = directory / "log"
+    with open(log, "w") as file:
+        process = subprocess.Popen([HAPROXY, "-db", "-f", directory / "haproxy.cfg"], stdout=file, stderr=file)
+    try:
+        until(lambda: process.poll() is not None or listens(port))
+        assert process.poll() is None, log.read_text()
+        yield port, log, poolers
+    finally:
+        process.kill()
+        process.wait()
+        remove_dir(directory)
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def connect(port):
+    wire = Wire(port, timeout=20)
+    wire.login("app", "p0")
+    return wire
+
+
+@with_haproxy
+def test_behind_haproxy_a_pooler_can_be_replaced(haproxy):
+    """No new client is refused, and those of the pooler that ends stay until they leave."""
+    port, log, (first, second) = haproxy
+    wires = [connect(port) for _ in range(6)]
+    assert 0 < first.pool()["cl_active"] < 6
+
+    def fresh(background, _number):
+        while not background.stopping.is_set():
+            with connect(port) as wire:
+                assert wire.query("SELECT 7").value == "7"
+            background.count()
+
+    with Background(fresh, threads=2) as load:
+        until(lambda: load.done > 20, 20)
+        first.signal(signal.SIGTERM)
+        until(lambda: "poolers/pooler-a is DOWN" in log.read_text(), 20)
+        seen = load.done
+        until(lambda: load.done > seen + 20, 20)
+    assert all(wire.query("SELECT 8").value == "8" for wire in wires)
+    for wire in wires:
+        wire.close()
+    assert first.wait_end() == 0 and second.alive
 
 
 def test_the_processes_of_the_scaling_page_have_good_files(binary, make_pooler):

@@ -5,10 +5,13 @@ const EVERY_MS = 2000;
 const KEPT = 150; // five minutes
 const RECENT = 15; // half a minute, for percentiles
 const LEAST = 30; // a minute: what a chart shows at least
-const history = [];
+const MOST_ROWS = 50;
+const history = []; // looks, null where there was no answer
+let [looks, started] = [0, 0];
 
-function parse(text) {
-  const samples = new Map();
+// One look at the metrics: sums over all pools, and the pools, of which old looks keep nothing.
+function digest(text) {
+  const look = { time: performance.now(), totals: new Map(), buckets: {}, pools: new Map(), version: "" };
   for (const line of text.split("\n")) {
     if (!line || line[0] === "#") continue;
     const found = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/.exec(line);
@@ -17,37 +20,40 @@ function parse(text) {
     for (const [, name, value] of (found[2] || "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)) {
       labels[name] = value.replace(/\\(.)/g, (_, c) => (c === "n" ? "\n" : c));
     }
-    if (!samples.has(found[1])) samples.set(found[1], []);
-    samples.get(found[1]).push({ labels, value: Number(found[3]) });
+    note(look, found[1].replace("pgbouncer_", ""), labels, Number(found[3]));
   }
-  return samples;
+  return look;
 }
 
-const of = (look, name) => look.samples.get("pgbouncer_" + name) || [];
-const sum = (look, name) => of(look, name).reduce((total, sample) => total + sample.value, 0);
-const key = (labels) => JSON.stringify([labels.database, labels.user]);
-
-// The value of a metric for one pool.
-function at(look, name, pool) {
-  const found = of(look, name).find((sample) => key(sample.labels) === pool);
-  return found ? found.value : 0;
-}
-
-// Buckets of a histogram as [bound in seconds, count], added up over pools or of one of them.
-function buckets(look, name, pool) {
-  const counts = new Map();
-  for (const { labels, value } of of(look, name + "_seconds_bucket")) {
-    if (pool && key(labels) !== pool) continue;
+function note(look, name, labels, value) {
+  if (name === "version_info") look.version = labels.version;
+  const pool = labels.database !== undefined && labels.user !== undefined ? poolOf(look, labels) : null;
+  if (labels.le !== undefined) {
+    const span = name.replace("_seconds_bucket", "");
     const bound = labels.le === "+Inf" ? Infinity : Number(labels.le);
-    counts.set(bound, (counts.get(bound) || 0) + value);
+    for (const part of pool ? [look, pool] : [look]) {
+      part.buckets[span] ||= new Map();
+      part.buckets[span].set(bound, (part.buckets[span].get(bound) || 0) + value);
+    }
+    return;
   }
-  return counts;
+  for (const part of pool ? [look, pool] : [look]) part.totals.set(name, sum(part, name) + value);
+  if (pool && labels.cause && value > 0) pool.causes.push(labels.cause.replaceAll("_", " "));
 }
+
+function poolOf(look, { database, user }) {
+  const key = JSON.stringify([database, user]);
+  if (!look.pools.has(key)) look.pools.set(key, { key, database, user, totals: new Map(), buckets: {}, causes: [] });
+  return look.pools.get(key);
+}
+
+// The value of a metric, added up over whatever `part` is: everything, or one pool.
+const sum = (part, name) => part.totals.get(name) || 0;
 
 // A percentile of what came between two looks, in seconds; null when nothing came.
-function percentile(older, newer, name, share, pool) {
-  const before = buckets(older, name, pool);
-  const grown = [...buckets(newer, name, pool)].map(([bound, count]) => [bound, count - (before.get(bound) || 0)]);
+function percentile(older, newer, name, share) {
+  const before = older.buckets[name] || new Map();
+  const grown = [...(newer.buckets[name] || [])].map(([bound, count]) => [bound, count - (before.get(bound) || 0)]);
   grown.sort((a, b) => a[0] - b[0]);
   const total = grown.length ? grown[grown.length - 1][1] : 0;
   if (total <= 0) return null;
@@ -65,10 +71,11 @@ function percentile(older, newer, name, share, pool) {
   return low;
 }
 
-function rate(older, newer, total) {
-  const seconds = (newer.time - older.time) / 1000;
-  return seconds > 0 ? Math.max(0, total(newer) - total(older)) / seconds : 0;
+function rate(older, newer, name, seconds) {
+  return seconds > 0 ? Math.max(0, sum(newer, name) - sum(older, name)) / seconds : 0;
 }
+
+const between = (older, newer) => (newer.time - older.time) / 1000;
 
 function duration(seconds) {
   if (seconds === null) return "–";
@@ -94,16 +101,14 @@ function element(name, attributes, ...children) {
 
 function tiles(older, newer) {
   const waiting = sum(newer, "pools_client_waiting_connections");
-  const busy = sum(newer, "pools_server_active_connections");
-  const servers = sum(newer, "used_servers");
-  const errors = (look) => sum(look, "errors_total");
+  const per = (name) => rate(older, newer, name, between(older, newer));
   const shown = [
     ["clients", number(sum(newer, "used_clients")), false],
     ["waiting clients", number(waiting), waiting > 0],
-    ["servers in use", `${number(busy)} of ${number(servers)}`, false],
-    ["queries/s", number(rate(older, newer, (look) => sum(look, "stats_queries_pooled_total"))), false],
-    ["transactions/s", number(rate(older, newer, (look) => sum(look, "stats_sql_transactions_pooled_total"))), false],
-    ["errors/s", number(rate(older, newer, errors)), rate(older, newer, errors) > 0],
+    ["servers in use", `${number(sum(newer, "pools_server_active_connections"))} of ${number(sum(newer, "used_servers"))}`, false],
+    ["queries/s", number(per("stats_queries_pooled_total")), false],
+    ["transactions/s", number(per("stats_sql_transactions_pooled_total")), false],
+    ["errors/s", number(per("errors_total")), per("errors_total") > 0],
   ];
   document.getElementById("tiles").replaceChildren(...shown.map(([name, value, alarm]) =>
     element("div", { class: alarm ? "tile alarm" : "tile" }, element("b", {}, value), element("span", {}, name))));
@@ -115,9 +120,10 @@ function round(value) {
   return power * [1, 2, 4, 6, 8, 10].find((step) => step * power >= value * 0.999);
 }
 
-// Lines over the kept looks. `series`: names with one value for each look, null where there is none.
-function chart(title, series, unit) {
-  const [width, height, top, left, bottom] = [600, 165, 8, 58, 22];
+// Lines over the kept looks, drawn for the width that there is. `series`: names with one value for each look, null where there
+// is none.
+function draw(card, title, series, unit) {
+  const [width, height, top, left, bottom] = [card.clientWidth - 26, 165, 8, 58, 22];
   const values = series.flatMap(([, points]) => points).filter((value) => value !== null);
   const most = round(Math.max(...values, unit === duration ? 1e-4 : 1));
   const shown = Math.max(LEAST, history.length);
@@ -139,21 +145,32 @@ function chart(title, series, unit) {
     });
     svg.append(element("path", { class: "c" + index, d: path }));
   });
-  const keys = series.map(([name], index) => element("span", { class: "key k" + index }, name));
-  return element("div", { class: "chart" }, element("h3", {}, title, element("span", {}, ...keys)), svg);
+  card.append(svg);
 }
 
 function charts() {
-  const each = (value) => history.map((look, index) => (index ? value(history[index - 1], look, history[Math.max(0, index - RECENT)]) : null));
-  const now = (name) => history.map((look) => sum(look, name));
-  const per = (name) => each((older, newer) => rate(older, newer, (look) => sum(look, name)));
-  const late = (name, share) => each((_, newer, base) => percentile(base, newer, name, share));
-  document.getElementById("charts").replaceChildren(
-    chart("Throughput per second", [["queries", per("stats_queries_pooled_total")], ["transactions", per("stats_sql_transactions_pooled_total")]], number),
-    chart("Connections", [["servers in use", now("pools_server_active_connections")], ["servers", now("used_servers")],
-      ["clients waiting", now("pools_client_waiting_connections")]], number),
-    chart("Wait for a server", [["p50", late("client_wait", 0.5)], ["p95", late("client_wait", 0.95)], ["p99", late("client_wait", 0.99)]], duration),
-    chart("Query time", [["p50", late("query", 0.5)], ["p95", late("query", 0.95)], ["p99", late("query", 0.99)]], duration));
+  const each = (value) => history.map((look, index) => {
+    const older = history[index - 1];
+    const base = history.slice(Math.max(0, index - RECENT), index).find((look) => look);
+    return look && older ? value(older, look, base) : null;
+  });
+  const now = (name) => history.map((look) => look && sum(look, name));
+  const per = (name) => each((older, newer) => rate(older, newer, name, between(older, newer)));
+  const late = (name) => [["p50", 0.5], ["p95", 0.95], ["p99", 0.99]].map(([label, share]) =>
+    [label, each((_, newer, base) => percentile(base, newer, name, share))]);
+  const shown = [
+    ["Throughput per second", [["queries", per("stats_queries_pooled_total")], ["transactions", per("stats_sql_transactions_pooled_total")]], number],
+    ["Connections", [["servers in use", now("pools_server_active_connections")], ["servers", now("used_servers")],
+      ["clients waiting", now("pools_client_waiting_connections")]], number],
+    ["Wait for a server", late("client_wait"), duration],
+    ["Query time", late("query"), duration],
+  ];
+  const cards = shown.map(([title, series]) => {
+    const keys = series.map(([name], index) => element("span", { class: "key k" + index }, name));
+    return element("div", { class: "chart" }, element("h3", {}, title, element("span", {}, ...keys)));
+  });
+  document.getElementById("charts").replaceChildren(...cards);
+  shown.forEach((what, index) => draw(cards[index], ...what));
 }
 
 // What the servers of a pool do, as a bar.
@@ -168,58 +185,89 @@ function bar(parts, whole) {
   return svg;
 }
 
-function pool(labels, older, newer) {
-  const name = key(labels);
-  const value = (metric) => at(newer, "pools_" + metric, name);
+const NEVER = { totals: new Map(), buckets: {} };
+
+// A row of the table. `older`: the same pool before, `seconds` ago.
+function row(pool, older, seconds) {
+  const value = (metric) => sum(pool, "pools_" + metric);
   const [busy, idle] = [value("server_active_connections"), value("server_idle_connections")];
   const other = value("server_used_connections") + value("server_testing_connections") + value("server_login_connections");
   const size = Math.max(value("size"), busy + idle + other);
   const waiting = value("client_waiting_connections");
-  const causes = of(newer, "pools_client_waiting_by_cause")
-    .filter((sample) => sample.value > 0 && key(sample.labels) === name).map((sample) => sample.labels.cause.replaceAll("_", " "));
-  const queries = (look) => at(look, "query_seconds_count", name);
-  const late = (metric, share) => duration(percentile(older, newer, metric, share, name));
+  const late = (metric, share) => duration(percentile(older, pool, metric, share));
   const cell = (text, alarm) => element("td", { class: alarm ? "n alarm" : "n" }, text);
   return element("tr", {},
-    element("td", {}, labels.database), element("td", {}, labels.user),
+    element("td", {}, pool.database), element("td", {}, pool.user),
     element("td", {}, bar([["busy", busy], ["idle", idle], ["other", other]], size), `${busy} of ${size}`),
-    cell(number(value("client_active_connections"))), cell(number(waiting), waiting > 0), element("td", {}, causes.join(", ")),
-    cell(waiting ? duration(value("client_longest_wait_seconds")) : "–"), cell(number(rate(older, newer, queries))),
+    cell(number(value("client_active_connections"))), cell(number(waiting), waiting > 0), element("td", {}, pool.causes.join(", ")),
+    cell(waiting ? duration(value("client_longest_wait_seconds")) : "–"), cell(number(rate(older, pool, "query_seconds_count", seconds))),
     cell(late("client_wait", 0.5)), cell(late("client_wait", 0.95)), cell(late("client_wait", 0.99)),
     cell(late("query", 0.5)), cell(late("query", 0.99)));
 }
 
-function state(text, bad) {
+// Those who make clients wait first, then the busiest.
+function table(older, newer) {
+  const seconds = between(older, newer);
+  const before = (pool) => older.pools.get(pool.key) || NEVER;
+  const pools = [...newer.pools.values()].filter((pool) => pool.totals.has("pools_size") && pool.database !== "pgbouncer");
+  const rank = (pool) => [sum(pool, "pools_client_waiting_connections"), rate(before(pool), pool, "query_seconds_count", seconds)];
+  const ranks = new Map(pools.map((pool) => [pool.key, rank(pool)]));
+  pools.sort((a, b) => {
+    const [mine, theirs] = [ranks.get(a.key), ranks.get(b.key)];
+    return theirs[0] - mine[0] || theirs[1] - mine[1] || (a.key < b.key ? -1 : 1);
+  });
+  document.getElementById("pools").replaceChildren(...pools.slice(0, MOST_ROWS).map((pool) => row(pool, before(pool), seconds)));
+  const more = pools.length - MOST_ROWS;
+  document.getElementById("more").textContent = !pools.length ? "No pool yet: it is made when its first client logs in."
+    : more > 0 ? `${more} more, with fewer waiting clients and queries, are in /metrics.` : "";
+}
+
+function state(text, kind) {
   const shown = document.getElementById("state");
   shown.textContent = text;
-  shown.className = bad ? "bad" : "";
+  shown.className = kind;
+  document.title = kind === "good" ? "pgusher" : `pgusher: ${text}`;
+  document.body.classList.toggle("stale", kind === "gone");
+}
+
+function keep(look) {
+  // another process counts from zero
+  if (look && sum(look, "process_start_time_seconds") !== started) history.length = 0;
+  if (look) started = sum(look, "process_start_time_seconds");
+  history.push(look);
+  if (history.length > KEPT) history.shift();
+  const old = history[history.length - 2 - RECENT];
+  if (old) old.pools = null;
+}
+
+function show() {
+  const newest = history[history.length - 1];
+  if (!newest) return;
+  document.getElementById("version").textContent = newest.version;
+  tiles(history[history.length - 2] || newest, newest);
+  charts();
+  table(history.slice(-1 - RECENT).find((look) => look), newest);
 }
 
 async function look() {
   const [metrics, ready] = await Promise.all([fetch("/metrics"), fetch("/readyz")]);
   if (!metrics.ok) throw new Error("no metrics");
-  history.push({ time: performance.now(), samples: parse(await metrics.text()) });
-  if (history.length > KEPT) history.shift();
-  state(ready.ok ? "serving" : (await ready.text()).trim(), !ready.ok);
-  const newest = history[history.length - 1];
-  const before = history[Math.max(0, history.length - 2)];
-  const base = history[Math.max(0, history.length - 1 - RECENT)];
-  document.getElementById("version").textContent = of(newest, "version_info").map((sample) => sample.labels.version).join();
-  tiles(before, newest);
-  charts();
-  const pools = of(newest, "pools_client_active_connections").map((sample) => sample.labels).filter((labels) => labels.database !== "pgbouncer");
-  pools.sort((a, b) => at(newest, "pools_client_waiting_connections", key(b)) - at(newest, "pools_client_waiting_connections", key(a)));
-  document.getElementById("pools").replaceChildren(...pools.slice(0, 50).map((labels) => pool(labels, base, newest)));
-  document.body.dataset.looks = String(history.length);
+  keep(digest(await metrics.text()));
+  state(ready.ok ? "serving" : (await ready.text()).trim(), ready.ok ? "good" : "bad");
+  show();
+  looks += 1;
+  document.body.dataset.looks = String(looks);
 }
 
 async function forever() {
   try {
     await look();
   } catch {
-    state("does not answer", true);
+    state("does not answer", "gone");
+    if (history.length) keep(null);
   }
   setTimeout(forever, EVERY_MS);
 }
 
+addEventListener("resize", show);
 forever();
