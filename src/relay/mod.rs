@@ -7,6 +7,7 @@ pub mod link;
 pub mod out;
 pub mod outstanding;
 pub mod prepared;
+mod queue;
 pub mod side;
 pub mod upstream;
 pub mod vars;

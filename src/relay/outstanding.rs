@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 
 use crate::relay::prepared::Undo;
+use crate::relay::queue::Queue;
 
 /// What was asked of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub enum Request {
 
 impl Request {
     /// Is its answer complete with a ReadyForQuery?
-    const fn is_ended_by_ready(self) -> bool {
+    pub(super) const fn is_ended_by_ready(self) -> bool {
         matches!(self, Self::Query | Self::FunctionCall | Self::Sync)
     }
 }
@@ -72,7 +73,7 @@ pub struct NoOwner;
 /// The queue. See the module text.
 #[derive(Debug, Default)]
 pub struct Outstanding {
-    queue: VecDeque<Expected>,
+    queue: Queue,
     /// An error was answered inside a batch: everything up to the next Sync is being skipped by the server.
     skipping: bool,
 }
@@ -122,15 +123,13 @@ impl Outstanding {
 
     /// Says what the newest entry may do.
     pub fn mark_last(&mut self, undo: Undo) {
-        if let Some(last) = self.queue.back_mut() {
-            last.undo = Some(Box::new(undo));
-        }
+        self.queue.mark_last(undo);
     }
 
     /// True if the state of the transaction may yet change before the server reads what is sent now.
     #[must_use]
     pub fn holds_end_of_batch(&self) -> bool {
-        self.queue.iter().any(|entry| entry.request.is_ended_by_ready())
+        self.queue.has_end() && self.queue.iter().any(|entry| entry.request.is_ended_by_ready())
     }
 
     /// True if a CopyDone or CopyFail has been sent for what the server is working on.
@@ -186,7 +185,7 @@ impl Outstanding {
     /// Whether the server skips to a Sync, and the queue, for a successor.
     #[must_use]
     pub fn parts(&self) -> (bool, &VecDeque<Expected>) {
-        (self.skipping, &self.queue)
+        (self.skipping, self.queue.entries())
     }
 
     /// The queue of a predecessor.
@@ -205,7 +204,7 @@ impl Outstanding {
     pub fn undecided(&self) -> impl Iterator<Item = &Undo> {
         let is_sync = |entry: &Expected| entry.request == Request::Sync;
         let is_end = |entry: &Expected| is_sync(entry) || matches!(entry.undo.as_deref(), Some(Undo::Forgets));
-        let dead = self.skipping && !self.queue.iter().any(is_sync);
+        let dead = !self.queue.has_end() || (self.skipping && !self.queue.iter().any(is_sync));
         let end = if dead { None } else { self.queue.iter().rposition(is_end) };
         self.queue.iter().take(end.map_or(0, |end| end + 1)).filter_map(|entry| entry.undo.as_deref())
     }
@@ -330,8 +329,8 @@ impl Outstanding {
     }
 }
 
-fn undo_of(entries: impl DoubleEndedIterator<Item = Expected>) -> Vec<Undo> {
-    entries.rev().filter_map(|entry| entry.undo.map(|undo| *undo)).collect()
+fn undo_of(entries: Vec<Expected>) -> Vec<Undo> {
+    entries.into_iter().rev().filter_map(|entry| entry.undo.map(|undo| *undo)).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from support import system
+from support import figures, system
 from support.pooler import Binary, Pooler
 from support.postgres import Postgres
 
@@ -16,6 +16,18 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "since(version): behaviour of that PgBouncer release or later")
     config.addinivalue_line("markers", "ours: behaviour that PgBouncer does not have")
     config.addinivalue_line("markers", "slow(seconds): may take that long")
+    config.addinivalue_line("markers", "fault(what, promise): a line of docs/faults.md")
+    config.addinivalue_line("markers", "goal(names): its figures are shown with these goals in docs/goals.md")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--goals", help="only tests of these goals, as in --goals=G1,G7")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--goals"):
+        wanted = set(config.getoption("--goals").split(","))
+        items[:] = [item for item in items if wanted & {name for mark in item.iter_markers("goal") for name in mark.args}]
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +102,19 @@ def pooler(make_pooler):
     return make_pooler()
 
 
+@pytest.fixture
+def measured(request):
+    """Takes the figures that a test promises: see support.figures."""
+    request.node.figures = figures.Figures()
+    return request.node.figures
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
+    if report.when == "call" and report.passed:
+        figures.keep(item, getattr(item, "figures", None))
     if report.when == "call" and report.failed:
         for pooler in getattr(item, "poolers", []):
             report.sections.append(("end of the pooler's log", pooler.log()[-4000:]))

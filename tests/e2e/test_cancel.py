@@ -223,7 +223,9 @@ def test_keys_are_random_and_positive(pooler):
 
 
 @pytest.mark.slow(120)
-def test_storm_of_cancels_never_hits_another_client(make_pooler):
+@pytest.mark.fault("a storm of cancel requests", "no query of anybody else is stopped")
+@pytest.mark.goal("G6")
+def test_storm_of_cancels_never_hits_another_client(make_pooler, measured):
     """Half the clients are cancelled at random moments; the others must never see a cancelled query."""
     pooler = make_pooler(ini={"default_pool_size": 3})
     keys, lock = {}, threading.Lock()
@@ -258,6 +260,8 @@ def test_storm_of_cancels_never_hits_another_client(make_pooler):
 
     with Background(target, 6) as _targets, Background(innocent, 6) as innocents, Background(aim, 2):
         until(lambda: innocents.done > 500 and cancelled[0] > 20, 40)
+    measured.least("queries stopped, all of them meant", cancelled[0], 20)
+    measured.least("queries of others, none stopped", innocents.done, 500)
     until(lambda: (pooler.pool()["sv_being_canceled"], pooler.pool()["sv_active"], pooler.pool()["cl_waiting_cancel_req"]) == (0, 0, 0))
 
 

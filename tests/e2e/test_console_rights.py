@@ -90,12 +90,14 @@ def walk(pooler, wire, user):
     assert pooler.alive
 
 
+@pytest.mark.goal("G21")
 def test_admins(pooler, admin):
     with pooler.login("app", "p1") as client:
         client.query("SELECT 1")
         walk(pooler, admin, "admin")
 
 
+@pytest.mark.goal("G21")
 def test_stats_users(pooler):
     with pooler.console("stats") as wire:
         before = wire.query("SHOW CONFIG").rows, wire.query("SHOW DATABASES").rows
@@ -126,6 +128,7 @@ def test_the_extended_protocol_has_the_same_rights(pooler, user):
 @pytest.mark.parametrize("user, auth_type, text", [
     ("app", "trust", "not allowed"), ("app", "md5", "not allowed"), ("pgbouncer", "trust", "not allowed"),
     ("nosuch", "trust", '"trust" authentication failed')])
+@pytest.mark.goal("G21")
 def test_others_do_not_come_in(make_pooler, user, auth_type, text):
     pooler = make_pooler(ini={"auth_type": auth_type}, userlist={"app": "secret", "admin": "SecurePass2024!", "pgbouncer": "x"})
     with pooler.wire() as wire:

@@ -145,6 +145,9 @@ def test_smaller_pool_closes_surplus_servers(deployment, pg):
 
 @pytest.mark.parametrize("broken", ["this is no setting\n", "default_pool_size = many\n", "[nosuch]\nx = 1\n",
                                     "%include /nonexistent/file.ini\n", "unknown_setting = 1\n"])
+@pytest.mark.fault("a broken configuration file at a reload, of five kinds", "an error is logged, the old settings stay in force as a "
+                   "whole, nobody is dropped")
+@pytest.mark.goal("G9")
 def test_broken_file_at_reload_changes_nothing(deployment, broken):
     client = admin(deployment)
     client.query("BEGIN")
@@ -162,6 +165,7 @@ def test_broken_file_at_reload_changes_nothing(deployment, broken):
 
 
 @pytest.mark.ours
+@pytest.mark.goal("G9")
 def test_broken_file_at_reload_applies_nothing_of_what_stands_before_the_error(deployment):
     deployment.ini["default_pool_size"] = 11
     deployment.userlist["admin"] = "changed"

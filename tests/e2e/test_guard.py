@@ -42,6 +42,8 @@ class Slip:
 
 
 @pytest.mark.parametrize("slipped", [message("C", b"SELECT 1\0"), message("Z", b"I"), message("1"), message("D", b"\0\0")])
+@pytest.mark.fault("a server says what nobody asked for", "its client and itself are closed, once logged and counted; others do not notice")
+@pytest.mark.goal("G19")
 def test_an_answer_without_an_owner_ends_both_and_is_logged_once(make_pooler, pg, slipped):
     with Slip(pg.port) as way:
         pooler = make_pooler(start=False, ini={"default_pool_size": 2, "worker_threads": 1})
@@ -75,6 +77,8 @@ def planted(make_pooler, binary, monkeypatch, bug, **ini):
     pooler.stderr.write_text("")
 
 
+@pytest.mark.fault("a bug (planted) in the turn of a client", "its connections end, once logged and counted; others do not notice")
+@pytest.mark.goal("G19")
 def test_a_panic_in_the_turn_of_a_client_costs_its_connections(make_pooler, binary, monkeypatch):
     with planted(make_pooler, binary, monkeypatch, "client") as pooler, pooler.login() as other:
         for round in (1, 2, 3):
@@ -91,6 +95,7 @@ def test_a_panic_in_the_turn_of_a_client_costs_its_connections(make_pooler, bina
         assert pooler.show("lists") is not None
 
 
+@pytest.mark.goal("G19")
 def test_a_panic_while_a_server_is_opened_is_survived_by_those_who_wait(make_pooler, binary, monkeypatch):
     with planted(make_pooler, binary, monkeypatch, "opening") as pooler, pooler.login() as wire:
         assert wire.query("SELECT 5").value == "5"

@@ -23,6 +23,7 @@ def pooler(make_pooler):
 
 
 @pytest.mark.parametrize("name", TRACKED)
+@pytest.mark.goal("G5")
 def test_set_by_the_client_survives_the_change_of_servers(pooler, name):
     ours, theirs = VALUES[name]
     with pooler.login() as a, pooler.login() as b:

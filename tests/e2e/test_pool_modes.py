@@ -60,6 +60,7 @@ def test_session_mode_keeps_the_server_until_the_client_leaves(make_pooler):
 
 
 @pytest.mark.parametrize("mode, always, leaks", [("session", 0, False), ("transaction", 0, True), ("transaction", 1, False)])
+@pytest.mark.goal("G5")
 def test_reset_query(make_pooler, mode, always, leaks):
     pooler = one_server(make_pooler, mode, server_reset_query_always=always)
     with pooler.login() as a:
@@ -116,6 +117,7 @@ def test_pipelined_batches_keep_one_server(make_pooler):
         assert len({a[-5:] for a in answers}) == 1
 
 
+@pytest.mark.goal("G14")
 def test_waiting_clients_are_served_in_order(make_pooler):
     pooler = one_server(make_pooler, "transaction")
     holder = pooler.login()

@@ -338,6 +338,7 @@ def test_sigterm_waits_for_clients(pooler):
 
 
 @pytest.mark.since("1.23")
+@pytest.mark.goal("G11")
 def test_sigint_waits_for_servers(pooler):
     with pooler.login() as busy, pooler.login() as idle:
         busy.query("BEGIN")

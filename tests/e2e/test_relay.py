@@ -202,6 +202,7 @@ def test_parse_and_flush_keep_the_server_until_sync(make_pooler):
         assert b.result().value == "b"
 
 
+@pytest.mark.goal("G4")
 def test_messages_cut_into_small_pieces(pooler):
     """Headers and bodies arrive split at every place."""
     data = parse("", "SELECT $1::text") + bind(params=["cut"]) + describe("P") + execute() + SYNC + query("SELECT 'simple'")
@@ -225,6 +226,7 @@ prepared = pytest.mark.since("1.24")
 
 
 @prepared
+@pytest.mark.goal("G5")
 def test_named_statements_follow_their_client(make_pooler):
     """Two clients use the same name for different statements over one server."""
     pooler = make_pooler(ini={"default_pool_size": 1})

@@ -129,6 +129,7 @@ def test_unused_servers_that_are_to_be_checked_are_closed(make_pooler):
 
 @pytest.mark.ours
 @pytest.mark.parametrize("size", [2, 20])
+@pytest.mark.goal("G8")
 def test_again_and_again_under_load(make_pooler, size):
     """Transactions, prepared statements and new connections: none fails."""
     pooler = make_pooler(ini={"default_pool_size": size, "max_prepared_statements": 10})

@@ -78,7 +78,9 @@ def fresh_connections(pooler):
 
 
 @pytest.mark.ours
-def test_five_times_under_load(plain):
+@pytest.mark.fault("five online restarts (-R) under load", "no transaction on an old or a new connection fails")
+@pytest.mark.goal("G11")
+def test_five_times_under_load(plain, measured):
     """Short transactions on old connections and on new ones: none fails."""
     plain.ini["default_pool_size"] = 5
     plain.write()
@@ -91,6 +93,8 @@ def test_five_times_under_load(plain):
             assert (plain.dir / "pooler.pid").read_text() == f"{process.pid}\n"
         seen = old.done, new.done
         until(lambda: old.done > seen[0] + 50 and new.done > seen[1] + 5, 20)
+    measured.least("transactions on old connections, none failed", old.done, 300)
+    measured.least("new connections, none failed", new.done, 30)
     log = plain.log()
     for line in ("WARNING Online restart is deprecated, use so_reuseport instead", "takeover_init: launching connection",
                  "login OK, sending SUSPEND", "SUSPEND finished, sending SHOW FDS", "SHOW FDS finished", "disko over, going background",

@@ -5,8 +5,10 @@
 #![expect(clippy::disallowed_methods, reason = "deadlines of a test, not times of the core")]
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod audit;
 pub(crate) mod batches;
 pub(crate) mod dice;
+pub(crate) mod memory;
 pub(crate) mod raw;
 pub(crate) mod slicer;
 
@@ -134,6 +136,16 @@ impl Stack {
     /// A logged-in client that speaks the protocol itself.
     pub(crate) async fn raw(&self) -> std::io::Result<raw::Raw> {
         raw::Raw::login(self.port, "app", PASSWORD).await
+    }
+
+    /// Sends a cancel request and waits until its connection is closed.
+    pub(crate) async fn cancel(&self, key: &[u8]) -> std::io::Result<()> {
+        raw::cancel(self.port, key).await
+    }
+
+    /// Resident memory of the pooler in kB.
+    pub(crate) fn memory_kb(&self) -> u64 {
+        memory::resident_kb(self.pooler.id())
     }
 
     /// What the pooler has logged.

@@ -14,6 +14,7 @@ pub(crate) type Message = (u8, Bytes);
 pub(crate) struct Raw {
     stream: TcpStream,
     input: BytesMut,
+    key: Bytes,
 }
 
 impl Raw {
@@ -21,7 +22,7 @@ impl Raw {
     pub(crate) async fn login(port: u16, database: &str, password: &str) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.set_nodelay(true)?;
-        let mut raw = Self { stream, input: BytesMut::new() };
+        let mut raw = Self { stream, input: BytesMut::new(), key: Bytes::new() };
         let mut out = BytesMut::new();
         frontend::startup_message([("user", "app"), ("database", database)], &mut out)?;
         raw.send(&out).await?;
@@ -30,6 +31,10 @@ impl Raw {
             let (tag, mut body) = raw.next().await?;
             if tag == b'Z' {
                 return Ok(raw);
+            }
+            if tag == b'K' {
+                raw.key = body;
+                continue;
             }
             if tag != b'R' {
                 continue;
@@ -46,6 +51,11 @@ impl Raw {
             }
             raw.send(&out).await?;
         }
+    }
+
+    /// What a cancel request needs: the body of BackendKeyData.
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -73,6 +83,17 @@ impl Raw {
             }
         }
     }
+}
+
+/// Sends a cancel request and waits until its connection is closed.
+pub(crate) async fn cancel(port: u16, key: &[u8]) -> Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let mut packet = BytesMut::from(&[0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e][..]);
+    packet.extend_from_slice(key);
+    stream.write_all(&packet).await?;
+    // a reset is an end, too
+    let _ = stream.read_buf(&mut BytesMut::new()).await;
+    Ok(())
 }
 
 /// The field of an ErrorResponse: `C` is its SQLSTATE.

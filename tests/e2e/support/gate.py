@@ -1,8 +1,8 @@
-"""A door before PostgreSQL that the test can shut for connections to come."""
+"""A door before PostgreSQL that the test can shut for connections to come, or take away."""
 
 import socket
 
-from .way import in_background, pump, serve
+from .way import in_background, pump, serve, shut
 
 
 class Gate:
@@ -10,7 +10,7 @@ class Gate:
     `held` has them with what they said."""
 
     def __init__(self, port):
-        self._target, self.shut, self.held = port, False, []
+        self._target, self.shut, self.held, self._joined = port, False, [], []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         serve(self._listener, self._join)
@@ -20,6 +20,7 @@ class Gate:
             self.held.append((sock, sock.recv(16, socket.MSG_WAITALL)))
             return
         other = socket.create_connection(("127.0.0.1", self._target))
+        self._joined += [sock, other]
         in_background(pump, sock, other)
         in_background(pump, other, sock)
 
@@ -28,6 +29,18 @@ class Gate:
         for sock, _ in self.held:
             sock.close()
         self.held = []
+
+    def refuse(self):
+        """From now on connections are refused, and those that there are end."""
+        # a thread that waits in accept() keeps the port until it is woken
+        shut(self._listener)
+        self._listener.close()
+        shut(*self._joined)
+        self._joined = []
+
+    def reopen(self):
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        serve(self._listener, self._join)
 
     def __enter__(self):
         return self

@@ -3,6 +3,8 @@
 import threading
 import time
 
+from .system import until
+
 
 class Background:
     """Runs `work(stop_event)` in threads; `finish` stops them and raises the first error any of them had."""
@@ -58,6 +60,36 @@ def transactions(pooler, user="app", dbname="p0", statement="SELECT 1"):
                 background.count()
 
     return work
+
+
+class Honest(Background):
+    """Clients in good order while others are in trouble: each asks for a word of its own again and again, in a transaction,
+    and what it gets and how long that took is looked at."""
+
+    def __init__(self, pooler, threads=4, user="app", dbname="p0", pause=0.005):
+        self._pooler, self._as, self._pause = pooler, (user, dbname), pause
+        self.seconds = []
+        super().__init__(self._work, threads)
+
+    def _work(self, background, number):
+        with self._pooler.login(*self._as, timeout=30) as wire:
+            while not self.stopping.is_set():
+                word, began = f"{number}-{self.done}", time.monotonic()
+                wire.query("BEGIN")
+                assert wire.query(f"SELECT '{word}'").value == word, "somebody else's answer"
+                assert wire.query("COMMIT").tags == ["COMMIT"]
+                self.seconds.append(time.monotonic() - began)
+                self.count()
+                self.stopping.wait(self._pause)
+
+    def slowest_ms(self, share=1.0):
+        """Of the fastest `share` of all transactions."""
+        return 1000 * sorted(self.seconds)[max(0, int(len(self.seconds) * share) - 1)]
+
+    def goes_on(self, transactions=20, timeout=20):
+        """Waits until that many more are done."""
+        wanted = self.done + transactions
+        until(lambda: self.done >= wanted or self.errors, timeout, what="honest clients go on")
 
 
 class Sampler:
