@@ -379,6 +379,8 @@ pub struct Post {
     pub registry: Registry,
     /// Clients that live there.
     pub clients: AtomicUsize,
+    /// Those of them that are logging in.
+    pub logins: AtomicUsize,
     pub load: Load,
 }
 
@@ -407,7 +409,13 @@ impl std::fmt::Debug for Message {
 impl Post {
     #[must_use]
     pub fn new(waker: Waker, registry: Registry) -> Self {
-        Self { inbox: Inbox::new(waker), registry, clients: AtomicUsize::new(0), load: Load::default() }
+        Self {
+            inbox: Inbox::new(waker),
+            registry,
+            clients: AtomicUsize::new(0),
+            logins: AtomicUsize::new(0),
+            load: Load::default(),
+        }
     }
 
     /// Leaves a message; wakes the worker if it has not been woken for an earlier one.
@@ -433,8 +441,6 @@ pub struct Shared {
     pub cancel_keys: Mutex<HashMap<[u8; 8], ClientRef>>,
     /// Client sockets of all kinds.
     pub clients: AtomicUsize,
-    /// Sockets that are not logged in.
-    pub login_clients: AtomicUsize,
     /// The TCP listeners are not closed yet.
     pub accepts_tcp: AtomicBool,
     /// Console connections.
@@ -479,7 +485,6 @@ impl Shared {
             statements: Mutex::default(),
             cancel_keys: Mutex::default(),
             clients: AtomicUsize::new(0),
-            login_clients: AtomicUsize::new(0),
             accepts_tcp: AtomicBool::new(true),
             console_clients: AtomicUsize::new(0),
             next_socket: AtomicU64::new(0),
@@ -505,10 +510,26 @@ impl Shared {
         &self.posts[usize::from(worker)]
     }
 
+    /// Clients that are logging in, at all workers.
+    #[must_use]
+    pub fn login_clients(&self) -> usize {
+        self.posts.iter().map(|post| post.logins.load(Ordering::Relaxed)).sum()
+    }
+
     /// The worker with the fewest clients.
     #[must_use]
     pub fn least_loaded(&self) -> WorkerId {
-        let least = self.posts.iter().enumerate().min_by_key(|(_, post)| post.clients.load(Ordering::Relaxed));
+        self.least(|post| post.clients.load(Ordering::Relaxed))
+    }
+
+    /// The worker where most clients are logging in.
+    #[must_use]
+    pub fn most_logins(&self) -> WorkerId {
+        self.least(|post| usize::MAX - post.logins.load(Ordering::Relaxed))
+    }
+
+    fn least(&self, key: impl Fn(&Post) -> usize) -> WorkerId {
+        let least = self.posts.iter().enumerate().min_by_key(|(_, post)| key(post));
         least.map_or(0, |(index, _)| WorkerId::try_from(index).unwrap_or(0))
     }
 

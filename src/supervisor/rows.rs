@@ -205,7 +205,7 @@ impl Supervisor {
             pools: totals.pools as u64 + 1,
             peer_pools: totals.peer_pools as u64,
             used_clients: self.shared.clients.load(Ordering::Relaxed) as u64,
-            login_clients: self.shared.login_clients.load(Ordering::Relaxed) as u64,
+            login_clients: self.shared.login_clients() as u64,
             used_servers: totals.servers as u64,
             dns_names,
             dns_zones,

@@ -143,9 +143,11 @@ impl Worker {
 
     fn distribute(&mut self, accepted: Accepted) {
         self.shared.clients.fetch_add(1, Ordering::Relaxed);
-        self.shared.login_clients.fetch_add(1, Ordering::Relaxed);
-        let worker = self.shared.least_loaded();
-        self.shared.post(worker).clients.fetch_add(1, Ordering::Relaxed);
+        // where somebody can yield to him
+        let worker = if self.is_full() { self.shared.most_logins() } else { self.shared.least_loaded() };
+        let post = self.shared.post(worker);
+        post.clients.fetch_add(1, Ordering::Relaxed);
+        post.logins.fetch_add(1, Ordering::Relaxed);
         if worker == self.id {
             self.adopt(accepted);
         } else {
@@ -183,6 +185,7 @@ impl Worker {
             return;
         }
         self.clients.put_back(client);
+        self.make_room(me);
     }
 
     /// Closes the TCP listeners for good; the Unix socket stays, for the console. Who waits at them has been connected by

@@ -334,7 +334,7 @@ impl Worker {
         drop(params);
         client.phase = Phase::Console(Box::new(Console { rights, received, busy: false, session: Session::default() }));
         self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
-        self.shared.login_clients.fetch_sub(1, Ordering::Relaxed);
+        self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
         client.stream.write_bytes(&out).map_err(|_| gone())
     }

@@ -44,7 +44,7 @@ impl Worker {
 
     fn now_canceling(&self, client: &mut Client, canceling: Canceling) {
         client.phase = Phase::Cancel(Box::new(canceling));
-        self.shared.login_clients.fetch_sub(1, Ordering::Relaxed);
+        self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn forward_to_peer(&mut self, client: &mut Client, peer: u16, key: CancelKey) -> Result<(), End> {

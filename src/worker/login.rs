@@ -3,8 +3,6 @@
 //! The order of the checks is what clients and log watchers of PgBouncer know: startup message, client limit, database
 //! entry, console rules, user, limits, authentication, and only then what must not be told to strangers.
 
-use std::sync::atomic::Ordering;
-
 use zeroize::Zeroize as _;
 
 use crate::auth::MAX_PASSWORD_BYTES;
@@ -17,6 +15,7 @@ use crate::wire::startup::{self, Rules, StartupParams};
 use crate::worker::Worker;
 use crate::worker::client::{Client, End, Login, Phase};
 use crate::worker::replication::Replicating;
+use crate::worker::strangers::full;
 
 /// Most bytes kept of somebody who has not logged in: the largest password message and a little.
 pub(super) const MAX_RECEIVED: usize = MAX_PASSWORD_BYTES + 1024;
@@ -137,10 +136,8 @@ impl Worker {
             return Err(Disconnect::fatal("SSL required").into());
         }
         let params = self.startup_params(client, minor, body)?;
-        let settings = &self.live.config.settings;
-        let limit = usize::try_from(settings.max_client_conn).unwrap_or(0);
-        if params.database != CONSOLE_DATABASE && self.shared.clients.load(Ordering::Relaxed) > limit {
-            return Err(Disconnect::fatal("no more connections allowed (max_client_conn)").into());
+        if params.database != CONSOLE_DATABASE && self.is_full() {
+            return Err(full());
         }
         let mut out = Vec::new();
         if params.wants_negotiation() {

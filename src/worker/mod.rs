@@ -26,6 +26,7 @@ mod relay;
 pub mod replication;
 pub mod server;
 mod spare;
+mod strangers;
 mod suspend;
 mod sweep;
 pub(crate) mod table;
@@ -464,7 +465,7 @@ impl Worker {
         self.shared.clients.fetch_sub(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().remove(&held.cancel_key);
         if held.login {
-            self.shared.login_clients.fetch_sub(1, Ordering::Relaxed);
+            self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         }
         if let Some(server) = held.server {
             self.places.clear(server);

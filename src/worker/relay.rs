@@ -454,7 +454,7 @@ impl Worker {
             client.mode = PoolMode::Session;
         }
         client.phase = Phase::Active;
-        self.shared.login_clients.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        self.shared.post(self.id).logins.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
         if let Some(pool) = &client.pool {
             let (id, now) = (pool.id, self.now);
@@ -551,7 +551,7 @@ impl Worker {
         self.shared.post(self.id).clients.fetch_sub(1, Relaxed);
         self.shared.clients.fetch_sub(1, Relaxed);
         if client.logging_in() {
-            self.shared.login_clients.fetch_sub(1, Relaxed);
+            self.shared.post(self.id).logins.fetch_sub(1, Relaxed);
         }
         if matches!(client.phase, Phase::Console(_)) {
             self.shared.console_clients.fetch_sub(1, Relaxed);

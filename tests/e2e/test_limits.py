@@ -123,6 +123,34 @@ def test_max_client_conn_changes_at_once(make_pooler):
         pooler.login().close()
 
 
+@pytest.mark.fault("all of max_client_conn taken by who never logs in", "who has a password gets in: strangers keep a quarter at most, the oldest "
+                   "yields")
+@pytest.mark.goal("G18")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_strangers_keep_a_share_of_max_client_conn(make_pooler, measured, workers):
+    pooler = make_pooler(ini={"max_client_conn": 20, "client_login_timeout": 60, "worker_threads": workers})
+    console = pooler.console()
+    strangers = [pooler.wire() for _ in range(25)]
+    for stranger in strangers:
+        stranger.send(b"\0")
+    strangers[0].expect_fatal("no more connections allowed (max_client_conn)")
+    users = []
+    with pytest.raises(ServerError, match=re.escape("no more connections allowed (max_client_conn)")):
+        while len(users) < 30:
+            users.append(pooler.login())
+    assert all(user.query("SELECT 1").value == "1" for user in users)
+    measured.least("users of 19 let in", len(users), 14)
+    measured.most("connections at most", int(listed(console, "used_clients")), 20)
+    assert int(listed(console, "login_clients")) <= 20 // 4
+    for wire in [*strangers, *users, console]:
+        wire.close()
+
+
+def listed(console, item):
+    """A figure of SHOW LISTS."""
+    return next(row["items"] for row in console.query("SHOW LISTS").dicts if row["list"] == item)
+
+
 @pytest.mark.since("1.21")
 def test_forced_user_pool_is_warmed_up_without_clients(make_pooler, pg):
     pg.no_clients()

@@ -91,9 +91,9 @@ GOALS = (
           Command("fuzz/run all ${FUZZ_SECONDS}", r"stat::number_of_executed_units: +\d+", None, {"FUZZ_SECONDS": "86400"})),
          short_of="24 processor hours for each target have not been spent for this page; the corpus is replayed by every `cargo test`."),
     Goal("G18", "Strangers",
-         "10,000 lines that never log in cost at most 4 kB each and 60 MB in all, do not delay those who work, and are dropped in time.",
-         long={"E2E_STRANGERS": "10000"},
-         short_of="strangers can use up max_client_conn for client_login_timeout, as with PgBouncer; only administrators come in then."),
+         "10,000 lines that never log in cost at most 4 kB each and 60 MB in all, do not delay those who work, and are dropped in time; "
+         "they take no more than a quarter of max_client_conn from those who have a password.",
+         long={"E2E_STRANGERS": "10000"}),
     Goal("G19", "A bug costs its own connection",
          "A panic ends the connections it concerns, is logged once and counted; the process serves on."),
     Goal("G20", "No amplification",
@@ -105,5 +105,6 @@ GOALS = (
          "cargo-deny is content, `unsafe` stands in one room with reasons, a build can be repeated byte for byte.",
          (Command("cargo test --test architecture", RESULT),
           Command("cargo deny check", r"advisories ok.*", None, {})),
-         short_of="Neither was cargo-deny run for this page, which needs the network's advisories, nor a build repeated."),
+         short_of="cargo-deny found licences, bans and sources good; advisories, which need the network, were not looked at for this "
+                  "page, nor was a build repeated."),
 )

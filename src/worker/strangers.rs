@@ -1,0 +1,41 @@
+//! Room when `max_client_conn` is reached: who has not shown a password must not lock out those who have one.
+
+use std::sync::atomic::Ordering;
+
+use crate::disconnect::Disconnect;
+use crate::id::ClientRef;
+use crate::worker::Worker;
+use crate::worker::client::{Client, End, Phase};
+
+/// Strangers may have one in so many of the connections; beyond that the one who came first yields to a new one.
+const SHARE: usize = 4;
+
+/// Why who comes when `max_client_conn` is reached is refused, and why a stranger yields.
+pub(super) fn full() -> End {
+    Disconnect::fatal("no more connections allowed (max_client_conn)").into()
+}
+
+impl Worker {
+    /// Whether there are more connections than `max_client_conn`.
+    pub(super) fn is_full(&self) -> bool {
+        self.shared.clients.load(Ordering::Relaxed) > self.max_client_conn()
+    }
+
+    fn max_client_conn(&self) -> usize {
+        usize::try_from(self.live.config.settings.max_client_conn).unwrap_or(0)
+    }
+
+    /// Lets a stranger yield to `newcomer` if that was one too many and the others who log in have more than their share: the
+    /// oldest of this worker, where most of them are.
+    pub(super) fn make_room(&mut self, newcomer: ClientRef) {
+        let share = (self.max_client_conn() / SHARE).max(1);
+        if !self.is_full() || self.shared.login_clients() <= share {
+            return;
+        }
+        let is_stranger = |client: &&Client| client.me != newcomer && matches!(client.phase, Phase::Login(_));
+        let oldest = self.clients.iter().filter(is_stranger).min_by_key(|stranger| stranger.id);
+        if let Some(oldest) = oldest.map(|oldest| oldest.me) {
+            self.end(oldest, full());
+        }
+    }
+}
