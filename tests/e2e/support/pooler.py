@@ -224,5 +224,6 @@ class Pooler:
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=2).close()
             return False
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
+            # the latter at the very moment when the listener goes
             return True
