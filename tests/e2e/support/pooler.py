@@ -102,8 +102,8 @@ class Pooler:
             if entries:
                 lines += [f"[{section}]"] + [f"{n} = {connstr(v)}" for n, v in entries.items()]
         lines += ["[pgbouncer]"] + [f"{k} = {v}" for k, v in self.ini.items() if v is not None]
-        self.conf.write_text("\n".join(lines) + "\n" + extra)
-        (self.dir / "userlist.txt").write_text(userlist_text(self.userlist))
+        system.put(self.conf, "\n".join(lines) + "\n" + extra)
+        system.put(self.dir / "userlist.txt", userlist_text(self.userlist))
 
     def start(self, *args, wait=True):
         err = open(self.stderr, "ab")

@@ -83,6 +83,16 @@ def free_port():
         return port
 
 
+def put(path, text):
+    """Writes a file at once: a daemon that reads it meanwhile sees the old text or the new one."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text)
+    if path.exists():
+        shutil.copymode(path, fresh)
+        shutil.chown(fresh, path.stat().st_uid, path.stat().st_gid)
+    fresh.replace(path)
+
+
 def until(condition, timeout=10.0, every=0.02, what=None):
     """Polls until `condition()` is true and returns its value; fails the test after `timeout` seconds."""
     deadline = time.monotonic() + timeout
