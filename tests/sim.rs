@@ -735,7 +735,8 @@ fn pools_stand_a_random_life() {
     let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |age| age.subsec_nanos());
     let seeds = match from_env("SIM_SEED") {
         Some(seed) => vec![seed],
-        None => (1..=12).chain([u64::from(fresh)]).collect(),
+        // the one in the middle found that the cause of a client's wait depended on its place where it must not
+        None => (1..=8).chain([569_216_793, u64::from(fresh)]).collect(),
     };
     let mut grants = 0;
     for seed in seeds {

@@ -120,12 +120,18 @@ struct Prospect {
 impl Prospect {
     /// The cause of the client at this position of the line for servers, counted from 0.
     fn cause(&self, kind: WaitFor, position: u32) -> WaitCause {
-        // who needs the login reply only is served by any login
-        let logins = if kind == WaitFor::LoginReply && self.logins > 0 { u32::MAX } else { self.logins };
         match position {
             _ if self.held => self.rest,
-            n if n < self.checks && kind != WaitFor::LoginReply => WaitCause::ServerCheck,
-            n if n < self.checks.saturating_add(logins) => self.login,
+            // who needs the login reply only is served by any login, and by nothing else
+            _ if kind == WaitFor::LoginReply => {
+                if self.logins > 0 {
+                    self.login
+                } else {
+                    self.rest
+                }
+            }
+            n if n < self.checks => WaitCause::ServerCheck,
+            n if n < self.checks.saturating_add(self.logins) => self.login,
             _ => self.rest,
         }
     }
