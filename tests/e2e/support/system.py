@@ -8,6 +8,7 @@ import os
 import pwd
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -120,6 +121,9 @@ def limits_for_children():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard != resource.RLIM_INFINITY else max(soft, 65536)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    # a shell that started the tests in the background has them ignored
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def run(args, check=True, timeout=60, switch_user=False, **more):
