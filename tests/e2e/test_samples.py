@@ -25,8 +25,9 @@ def test_haproxy_asks_what_a_pooler_answers(pooler):
     question = bytes.fromhex(re.search(r"send-binary (\w+)", text)[1])
     with pooler.wire() as wire:
         wire.sock.sendall(question)
-        assert re.match(rb"^(S|N)$", wire.sock.recv(1))
-    assert "rbinary ^(53|4e)" in text
+        answer = wire.sock.recv(1)
+    assert answer in (b"S", b"N")
+    assert re.search(re.search(r"expect rbinary (\S+)", text)[1], answer.hex().upper())
 
 
 @with_haproxy
@@ -49,6 +50,8 @@ def haproxy(make_pooler):
     try:
         until(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None, log.read_text()
+        for name in ("a", "b"):
+            until(lambda: f"Health check for server poolers/pooler-{name} succeeded" in log.read_text(), 20)
         yield port, log, poolers
     finally:
         process.kill()
@@ -97,6 +100,7 @@ def test_behind_haproxy_a_pooler_can_be_replaced(haproxy):
     for wire in wires:
         wire.close()
     assert first.wait_end() == 0 and second.alive
+    assert "poolers/pooler-b is DOWN" not in log.read_text()
 
 
 def test_the_processes_of_the_scaling_page_have_good_files(binary, make_pooler):
