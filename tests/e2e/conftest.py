@@ -11,6 +11,9 @@ from support.postgres import Postgres
 
 TEST_LIMIT_S = 90
 
+# They take longest and start first, so that no process is alone with one of them at the end.
+LONG_FILES = ("test_debian", "test_beside_debian", "test_load", "test_pooling_clauses", "test_hosts", "test_steering", "test_tls_servers")
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "since(version): behaviour of that PgBouncer release or later")
@@ -25,6 +28,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
     if config.getoption("--goals"):
         wanted = set(config.getoption("--goals").split(","))
         items[:] = [item for item in items if wanted & {name for mark in item.iter_markers("goal") for name in mark.args}]

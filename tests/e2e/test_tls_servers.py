@@ -104,6 +104,7 @@ def serves(pooler):
 
 def refuses(pooler, line):
     """No server can be had, and the log says why."""
+    pooler.admin("SET query_wait_timeout = 1")
     with pytest.raises((ServerError, psycopg.OperationalError)):
         serves(pooler)
     pooler.wait_log(line)
