@@ -95,7 +95,7 @@ pub(crate) fn startup(data: &[u8]) {
     let body = &bytes[body];
     let tracked =
         |name: &str| ["client_encoding", "application_name", "DateStyle"].iter().position(|known| *known == name);
-    let ignored = ["options".to_owned(), "extra".to_owned()];
+    let ignored = ["options", "extra"];
     let rules = Rules {
         tracked: &tracked,
         ignored: if choice & 2 == 0 { &[] } else { &ignored },

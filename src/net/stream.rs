@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use mio::event::{Event, Source};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::net::{RecvFlags, SendFlags};
 
 use crate::net::tls::session::{Next, Session, Work};
 use crate::relay::out::Out;
@@ -65,20 +66,16 @@ impl AsFd for Socket {
 }
 
 impl Read for Socket {
+    #[inline]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.read(buffer),
-            Self::Unix(socket) => socket.read(buffer),
-        }
+        Ok(rustix::net::recv(self, buffer, RecvFlags::empty())?.0)
     }
 }
 
 impl Write for Socket {
+    #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.write(bytes),
-            Self::Unix(socket) => socket.write(bytes),
-        }
+        Ok(rustix::net::send(self, bytes, SendFlags::NOSIGNAL)?)
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -211,14 +208,14 @@ impl Stream {
         self.readable = true;
     }
 
-    /// Takes the socket out of the poller, before it is closed.
-    pub fn retire(&mut self, registry: &Registry) {
+    /// Says goodbye where TLS wants it, before the socket is closed. The kernel takes it out of the poller then; should another
+    /// process have it as well, events may come yet, and find nobody under their token.
+    pub fn retire(&mut self) {
         if let (Some(session), None) = (&mut self.tls, &self.pending) {
             let mut goodbye = Vec::new();
             session.close(&mut goodbye);
             let _ = self.socket.write(&goodbye);
         }
-        let _ = registry.deregister(self.socket.source());
     }
 
     /// Reads once.

@@ -319,6 +319,7 @@ impl Outstanding {
     }
 
     /// The invented answer that is due now, if one is.
+    #[inline]
     pub fn due(&mut self) -> Option<Expected> {
         if self.queue.front().is_some_and(|head| head.give == Give::Fake) && !self.skipping {
             let due = self.queue.pop_front();

@@ -82,6 +82,9 @@ impl Ends {
 /// A reason without what differs from case to case.
 #[must_use]
 pub fn label(text: &str) -> Cow<'_, str> {
+    if !text.bytes().any(|byte| matches!(byte, b'"' | b'\'' | b':')) {
+        return Cow::Borrowed(text.trim());
+    }
     let head = text.split_once(':').map_or(text, |(head, _)| head);
     if !head.contains(['"', '\'']) {
         return Cow::Borrowed(head.trim());

@@ -244,7 +244,7 @@ impl Supervisor {
                     tracing::info!(conn = %conn.prefix(), "closing because: {reason} (age={age}s)");
                 }
                 let _ = conn.stream.write_bytes(&[b'X', 0, 0, 0, 4]);
-                conn.stream.retire(&shared.post(conn.home).registry);
+                conn.stream.retire();
             }
             Here::Log(level, text) => log_line(level, &text),
             Here::Drained => drained = true,

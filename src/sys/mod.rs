@@ -12,6 +12,7 @@ pub mod pam;
 pub mod pidfile;
 pub mod priority;
 pub mod process;
+pub mod random;
 pub mod resolve;
 pub mod service;
 pub mod socket;

@@ -115,23 +115,28 @@ impl Scanner {
     ///
     /// # Errors
     /// [`BadHeader`] for an impossible length.
-    #[inline]
+    #[inline(always)]
     pub fn next(&mut self, input: &[u8], pos: &mut usize, limit: u32) -> Result<Option<Item>, BadHeader> {
+        let start = *pos;
+        // almost every message comes whole
+        if self.at_boundary()
+            && let Some(&[tag, a, b, c, d]) = input.get(start..).and_then(<[u8]>::first_chunk)
+            && let Some(body_len) = body_len([tag, a, b, c, d], limit)
+            && input.len() - start - HEADER_LEN >= body_len as usize
+        {
+            let end = start + HEADER_LEN + body_len as usize;
+            *pos = end;
+            return Ok(Some(Item::Whole { tag, start, end }));
+        }
+        self.next_piece(input, pos, limit)
+    }
+
+    /// The next item where the message is not all there, or there is none.
+    fn next_piece(&mut self, input: &[u8], pos: &mut usize, limit: u32) -> Result<Option<Item>, BadHeader> {
         let start = *pos;
         let rest = &input[start..];
         if self.in_body {
             return Ok(self.body(rest.len(), start, pos));
-        }
-        if self.head_len == 0 && rest.len() >= HEADER_LEN {
-            let head = [rest[0], rest[1], rest[2], rest[3], rest[4]];
-            let Some(body_len) = body_len(head, limit) else { return Err(self.bad(rest)) };
-            let total = HEADER_LEN + body_len as usize;
-            if rest.len() >= total {
-                *pos = start + total;
-                return Ok(Some(Item::Whole { tag: head[0], start, end: start + total }));
-            }
-            *pos = start + HEADER_LEN;
-            return Ok(Some(self.begin(head, body_len)));
         }
         let Some((_, body_len)) = self.peek(input, pos, limit)? else { return Ok(None) };
         let missing = HEADER_LEN - usize::from(self.head_len);

@@ -11,7 +11,6 @@ use mio::{Interest, Registry};
 use crate::net::listener::{accept_error_is_transient, began_before, begin_no_more};
 use crate::net::stream::{Socket, Stream};
 use crate::relay::side::ClientSide;
-use crate::relay::vars::Vars;
 use crate::shared::{Accepted, Hold, Message};
 use crate::sys;
 use crate::sys::handshakes;
@@ -164,7 +163,7 @@ impl Worker {
             id: self.shared.next_socket(),
             peer: accepted.peer,
             phase: Phase::Login(Box::<Login>::default()),
-            side: ClientSide::new(self.interner.intern(Vars::unset(&self.shared.names))),
+            side: ClientSide::new(self.nothing_set.clone()),
             pool: None,
             user: None,
             user_id: None,

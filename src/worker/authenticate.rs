@@ -10,7 +10,7 @@ use crate::admin::extended::Session;
 use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Policy, Refused};
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
 use crate::auth::facts::Facts;
-use crate::auth::scram::{MAX_ITERATIONS, NONCE_BYTES, SALT_BYTES, SaltedKeys};
+use crate::auth::scram::{MAX_ITERATIONS, SaltedKeys};
 use crate::auth::secret::Secret;
 use crate::config::Config;
 use crate::config::hba::{Replicating, Subject};
@@ -93,7 +93,7 @@ impl Worker {
         user: &str,
         known: Option<&UserSecret>,
     ) -> Result<(), End> {
-        let Some(random) = random() else { return Err(Disconnect::fatal("bouncer config error").into()) };
+        let Some(random) = self.login_random() else { return Err(Disconnect::fatal("bouncer config error").into()) };
         let iterations = scram_iterations(&self.live.config);
         let mut out = Vec::new();
         let attempt = Attempt {
@@ -340,31 +340,23 @@ impl Worker {
     }
 
     /// A key that no logged-in client has.
-    fn new_cancel_key(&self) -> Result<[u8; 8], End> {
+    fn new_cancel_key(&mut self) -> Result<[u8; 8], End> {
         loop {
-            let mut random = [0; 8];
-            if getrandom::fill(&mut random).is_err() {
-                return Err(Disconnect::fatal("bouncer config error").into());
-            }
+            let Ok(random) = self.random.take() else { return Err(Disconnect::fatal("bouncer config error").into()) };
             let key = CancelKey::generate(random, self.peer_id()).0;
             if !self.shared.cancel_keys.lock().contains_key(&key) {
                 return Ok(key);
             }
         }
     }
+
+    fn login_random(&mut self) -> Option<Random> {
+        let (md5_salt, nonce, salt) = (self.random.take().ok()?, self.random.take().ok()?, self.random.take().ok()?);
+        Some(Random { md5_salt, nonce, salt })
+    }
 }
 
 /// The iterations of verifiers made from plain passwords.
 pub(crate) fn scram_iterations(config: &Config) -> u32 {
     u32::try_from(config.settings.scram_iterations).unwrap_or(4096).clamp(1, MAX_ITERATIONS)
-}
-
-fn random() -> Option<Random> {
-    // one call to the kernel for all
-    let mut bytes = [0; 4 + NONCE_BYTES + SALT_BYTES];
-    getrandom::fill(&mut bytes).ok()?;
-    let (md5_salt, rest) = bytes.split_first_chunk()?;
-    let (nonce, rest) = rest.split_first_chunk()?;
-    let (salt, _) = rest.split_first_chunk()?;
-    Some(Random { md5_salt: *md5_salt, nonce: *nonce, salt: *salt })
 }

@@ -95,8 +95,7 @@ impl Worker {
         if server.stream.is_blocked() || !question_is_due(&client.side, &server.side) {
             return Ok(());
         }
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(|_| crashed())?;
+        let random = self.random.take().map_err(|_| crashed())?;
         let column = format!("taken_over_{:016x}", u64::from_be_bytes(random));
         let mut out = Vec::new();
         ask(&mut server.side, column, &mut out);

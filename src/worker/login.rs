@@ -123,7 +123,8 @@ impl Worker {
             }
             startup::Step::CancelRequest { key } => self.cancel_request(client, key),
             startup::Step::Startup { minor, body, total_len } => {
-                let packet: Vec<u8> = login.received.drain(..total_len).collect();
+                let rest = login.received.split_off(total_len);
+                let packet = std::mem::replace(&mut login.received, rest);
                 self.startup(client, minor, &packet[body])?;
                 Ok(Next::Again)
             }
@@ -154,10 +155,10 @@ impl Worker {
 
     fn startup_params(&self, client: &Client, minor: u16, body: &[u8]) -> Result<StartupParams, End> {
         let settings = &self.live.config.settings;
-        let mut ignored: Vec<String> = tokens(&settings.ignore_startup_parameters).map(str::to_owned).collect();
+        let mut ignored: Vec<&str> = tokens(&settings.ignore_startup_parameters).collect();
         if startup::names_database(body, CONSOLE_DATABASE) {
             // sent by drivers unasked, and without any meaning at the console
-            ignored.push("extra_float_digits".to_owned());
+            ignored.push("extra_float_digits");
         }
         let host = settings.application_name_add_host.then(|| client.peer.for_application_name(&sys::hostname()));
         let names = &self.shared.names;

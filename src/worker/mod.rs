@@ -49,10 +49,11 @@ use crate::id::{ClientRef, ServerId, WorkerId};
 use crate::log::EACH_TARGET;
 use crate::pool::Released;
 use crate::relay::out::Out;
-use crate::relay::vars::Interner;
+use crate::relay::vars::{Interner, Vars};
 use crate::shared::{Hold, Live, Message, Shared};
 use crate::stats::Counters;
 use crate::stats::ends::SqlState;
+use crate::sys::random::Random;
 use crate::time::Micros;
 use crate::worker::accept::Acceptor;
 use crate::worker::client::{Client, End, Phase};
@@ -102,6 +103,9 @@ pub struct Worker {
     scratch: Scratch,
     spare: spare::Spare,
     interner: Interner,
+    /// What a client has set that has said nothing yet.
+    nothing_set: Vars,
+    random: Random,
     tally: Counters,
     /// SQLSTATEs of errors that the turn passed on.
     errors: Vec<SqlState>,
@@ -129,6 +133,7 @@ pub struct Worker {
 impl Worker {
     pub fn new(id: WorkerId, shared: Arc<Shared>, live: Arc<Live>, poll: Poll, acceptor: Option<Acceptor>) -> Self {
         let now = Clock::now();
+        let nothing_set = Vars::unset(&shared.names);
         let scratch = Scratch { input: scratch_buffer(&live), ..Scratch::default() };
         Self {
             id,
@@ -144,6 +149,8 @@ impl Worker {
             scratch,
             spare: spare::Spare::default(),
             interner: Interner::default(),
+            nothing_set,
+            random: Random::default(),
             tally: Counters::default(),
             errors: Vec::new(),
             turns: 0,
@@ -415,7 +422,15 @@ impl Worker {
         Ok(())
     }
 
+    #[inline]
     fn flush_log(&mut self, client: &Client) {
+        if !self.errors.is_empty() || !self.log.is_empty() {
+            self.write_log(client);
+        }
+    }
+
+    #[cold]
+    fn write_log(&mut self, client: &Client) {
         if !self.errors.is_empty() {
             let mut ends = self.shared.ends.lock();
             self.errors.drain(..).for_each(|sqlstate| ends.server_error(&sqlstate));

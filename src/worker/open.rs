@@ -500,7 +500,7 @@ impl Worker {
             tracing::info!(conn = %opening.prefix(), "closing because: {reason} (age={age}s)");
         }
         if let Some(stream) = &mut opening.stream {
-            stream.retire(&self.shared.post(self.id).registry);
+            stream.retire();
         }
     }
 }

@@ -482,8 +482,7 @@ impl Worker {
             self.part(&client, server, &end);
         }
         self.depart(&client);
-        let registry = &self.shared.post(self.id).registry;
-        client.stream.retire(registry);
+        client.stream.retire();
     }
 
     /// A client that went before it was logged in, without a word from us, gets no closing line.
@@ -609,8 +608,7 @@ impl Worker {
         if server.side.ready && !server.stream.is_blocked() {
             let _ = server.stream.write_bytes(&[b'X', 0, 0, 0, 4]);
         }
-        let registry = &self.shared.post(server.home).registry;
-        server.stream.retire(registry);
+        server.stream.retire();
     }
 
     /// Keeps input for later.

@@ -108,8 +108,7 @@ impl Worker {
         parameters.push(("user", &opening.info.user));
         let mut out = Vec::new();
         encode::startup(&mut out, &parameters);
-        let mut nonce = [0; crate::auth::scram::NONCE_BYTES];
-        getrandom::fill(&mut nonce).map_err(|_| crashed())?;
+        let nonce = self.random.take().map_err(|_| crashed())?;
         let credentials = Credentials {
             user: opening.info.user.as_str().into(),
             secret: self.server_secret(opening),
