@@ -1,0 +1,96 @@
+//! Entries of the configuration: limits of clients, entries made by themselves, changes at a reload.
+
+use super::*;
+
+#[test]
+fn s6_client_limits() {
+    type Limit = (fn(&mut Config), &'static str);
+    let limits: [Limit; 2] = [
+        (|c| c.settings.max_db_client_connections = 1, "max_db_client_connections"),
+        (|c| c.settings.max_user_client_connections = 1, "max_user_client_connections"),
+    ];
+    for (change, name) in limits {
+        let mut bench = Bench::new(change);
+        let db = bench.pools.find_database("db", bench.now).expect("it is configured");
+        let first = bench.pools.attach(db, "ann", false, bench.now).expect("there is room");
+        let why = Disconnect::fatal(format!("client connections exceeded ({name})"));
+        assert_eq!(bench.pools.attach(db, "ann", false, bench.now), Err(why));
+        bench.pools.detach(first.pool, first.user, false, bench.now);
+        assert!(bench.pools.attach(db, "ann", false, bench.now).is_ok());
+        assert!(bench.pools.attach(db, "ann", true, bench.now).is_ok(), "exempt");
+    }
+}
+
+#[test]
+fn s1_an_auto_entry_sleeps_and_goes_after_autodb_idle_timeout() {
+    let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
+    assert!(bench.pools.find_database("new", bench.now).is_some());
+    assert!(matches!(&bench.actions()[..], [Action::Log(_, text)] if text == "registered new auto-database: new"));
+    bench.tick_after(SECOND);
+    assert_eq!(bench.pools.database_rows().len(), 1, "it sleeps");
+    bench.tick_after(Micros::from_secs(3600));
+    assert_eq!(bench.pools.totals().databases, 2);
+    bench.tick_after(SECOND);
+    assert_eq!(bench.pools.totals().databases, 1);
+}
+
+#[test]
+fn s1_a_pool_user_is_the_forced_user() {
+    let mut bench = Bench::new(|c| c.databases.get_mut("db").expect("it is there").user = Some("forced".to_owned()));
+    let (ann, bob) = (bench.attach("db", "ann"), bench.attach("db", "bob"));
+    assert_eq!(ann, bob);
+    let info = bench.pools.describe(ann).expect("it exists");
+    assert_eq!((&*info.user, info.forced), ("forced", true));
+}
+
+#[test]
+fn reload_s3_3_a_changed_address_replaces_servers_and_forgets_the_reply() {
+    let mut bench = Bench::new(|_| {});
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 1)[0];
+    let moved = |c: &mut Config| c.databases.get_mut("db").expect("it is there").port = 1;
+    bench.pools.configure(config(moved), bench.now);
+    assert!(bench.pools.close_needed(held.0));
+    assert_eq!(bench.pools.login_reply(pool), None);
+    let Checkout::Queued(_) = bench.ask((client(1, 0), pool), WaitFor::LoginReply) else { panic!("no reply") };
+    assert!(bench.launched().is_some());
+    assert_eq!(bench.release(held, 0), close(held.1, "close_needed"));
+}
+
+#[test]
+fn reload_s3_3_a_dropped_entry_sends_everybody_away() {
+    let mut bench = Bench::new(|_| {});
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 2);
+    let ticket = bench.queue((client(1, 0), pool));
+    bench.release(held[0], 0);
+    bench.pools.configure(config(|c| c.databases.clear()), bench.now);
+    let why = Disconnect::fatal("database removed");
+    assert_eq!(bench.pools.collect(ticket), Collected::Refused(why.clone()));
+    let actions = bench.actions();
+    assert!(actions.iter().any(|action| matches!(action, Action::Close { conn, .. } if *conn == held[0].1)));
+    assert!(actions.iter().any(|action| matches!(action, Action::Evict { server, .. } if *server == held[1].0)));
+    assert!(actions.contains(&Action::CloseClients { pool, why }));
+    assert_eq!(bench.release(held[1], 0), close(held[1].1, "database removed"));
+}
+
+#[test]
+fn pooling_s4_4_servers_at_a_lost_address_are_replaced() {
+    let host = |db: &mut Database, host: &str| db.host = Some(host.to_owned());
+    let mut bench = Bench::new(|c| {
+        host(c.databases.get_mut("db").expect("it is there"), "name");
+        c.databases.insert("list".to_owned(), Database { host: Some("name,name".to_owned()), ..Database::new("list") });
+    });
+    let mut servers = Vec::new();
+    for entry in ["db", "list"] {
+        let pool = bench.attach(entry, "ann");
+        servers.extend(bench.linked(pool, 2).into_iter().map(|held| held.0));
+    }
+    for (server, n) in servers.iter().zip([1, 2, 1, 2]) {
+        bench.pools.located(*server, Address::Tcp(([10, 0, 0, n], 5432).into()));
+    }
+    bench.pools.addresses_gone("other", &[[10, 0, 0, 1].into()]);
+    bench.pools.addresses_gone("name", &[[10, 0, 0, 1].into()]);
+    let tagged: Vec<bool> = servers.iter().map(|&server| bench.pools.close_needed(server)).collect();
+    assert_eq!(tagged, [true, false, false, false]);
+}
