@@ -63,12 +63,23 @@ fn times(out: &mut Exposition, pools: &[PoolFigures]) {
     }
 }
 
+/// Sides and reasons that the alert rules watch. They are there from the start: the first event is an increase only of what was
+/// there before.
+const WATCHED: [(&str, &str); 3] = [
+    ("client", "no more connections allowed (max_client_conn)"),
+    ("client", "query_wait_timeout"),
+    ("server", "server conn crashed?"),
+];
+
 fn ends(out: &mut Exposition, picture: &Picture) {
     let ends = &picture.ends;
     out.family("pgbouncer_closed_connections", Kind::Counter, "Closed connections, by side and reason.");
     for (side, counts) in [("client", &ends.clients), ("server", &ends.servers)] {
         for (reason, count) in counts.iter() {
             out.int(&[("side", side), ("reason", reason)], count);
+        }
+        for (_, reason) in WATCHED.iter().filter(|(of, reason)| *of == side && counts.get(reason) == 0) {
+            out.int(&[("side", side), ("reason", reason)], 0);
         }
     }
     let help = "Errors that clients were told, by SQLSTATE; our own have origin pooler.";

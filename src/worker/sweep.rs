@@ -129,7 +129,7 @@ impl Worker {
     fn log_cause(&self, client: &Client, waited: Micros) {
         let cause = client.ticket().and_then(|ticket| self.shared.broker.lock().pools.wait_cause(ticket, self.now));
         if let Some(cause) = cause.filter(|_| self.live.config.settings.log_pooler_errors) {
-            tracing::info!("{}waited {}s because {}", client.prefix(), waited.secs(), cause.explained());
+            tracing::info!(conn = %client.prefix(), "waited {}s because {}", waited.secs(), cause.explained());
         }
     }
 

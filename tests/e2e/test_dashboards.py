@@ -57,6 +57,15 @@ def scrape(make_pooler):
         yield Scrape(port)
 
 
+def test_reasons_that_alerts_watch_are_there_from_the_start(make_pooler):
+    """An increase is one of what was there before."""
+    port = free_port()
+    make_pooler(ini={"metrics_listen": f"127.0.0.1:{port}"})
+    closed = {sample.labels["reason"]: sample.value for sample in Scrape(port).samples if sample.name == "pgbouncer_closed_connections_total"}
+    watched = [reason for rule in rules() for reason in re.findall(r'reason="([^"]*)"', rule["expr"])]
+    assert len(watched) == 3 and {reason: closed.get(reason) for reason in watched} == dict.fromkeys(watched, 0)
+
+
 def test_every_metric_and_label_is_served(scrape, expressions):
     assert len(expressions) > 50
     labels = {}

@@ -119,3 +119,14 @@ def test_the_processes_of_the_scaling_page_have_good_files(binary, make_pooler):
         give_to_daemon(directory / name)
     done = run([binary.path, "--check", "a.ini"], check=False, switch_user=True, cwd=directory)
     assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
+
+
+def test_the_two_lines_of_the_readme_can_be_copied(binary, make_pooler):
+    directory = make_pooler(start=False).dir
+    ini, users = re.search(r"    (; pgbouncer\.ini.*\n    .*)\n    (; userlist.*\n    .*)\n", (REPO / "README.md").read_text()).groups()
+    for name, head, lines in (("copied.ini", "[pgbouncer]\nlisten_addr = 127.0.0.1\nauth_file = copied.txt\n[databases]\n", ini), ("copied.txt", "", users)):
+        (directory / name).write_text(head + "".join(f"{line.strip()}\n" for line in lines.splitlines()))
+        (directory / name).chmod(0o600)
+        give_to_daemon(directory / name)
+    done = run([binary.path, "--check", "copied.ini"], check=False, switch_user=True, cwd=directory)
+    assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
