@@ -1,9 +1,10 @@
 //! This worker's clients counted by who they are, for metrics, and those that wait.
 //!
-//! One pass without system calls and, but for the names of those counted, without allocations: ten thousand clients must not
-//! be felt by anybody.
+//! Ten thousand clients must not be felt by anybody: they are counted a slice at a time between the turns of those who work.
 
 use std::collections::HashMap;
+
+use tokio::sync::oneshot;
 
 use crate::config::CONSOLE_DATABASE;
 use crate::metrics::picture::{Client as Counted, Clients};
@@ -15,20 +16,43 @@ use crate::worker::picture::APPLICATION_NAME;
 /// Who a client is: database, login user, application_name, state.
 type Who<'a> = (&'a str, &'a str, &'a str, &'static str);
 
+/// Most clients counted before traffic gets its turn: some hundred microseconds.
+const SLICE: u32 = 512;
+
+/// A count that is under way.
+pub(super) struct Census {
+    counts: Clients,
+    /// The slot where it goes on.
+    next: u32,
+    reply: oneshot::Sender<Clients>,
+}
+
+impl Census {
+    pub(super) fn new(reply: oneshot::Sender<Clients>) -> Self {
+        Self { counts: Clients::new(), next: 0, reply }
+    }
+}
+
 impl Worker {
-    /// The clients that SHOW CLIENTS lists.
-    pub(super) fn census(&self) -> Clients {
+    /// Counts some more of the clients that SHOW CLIENTS lists, if somebody wants to know.
+    pub(super) fn census_slice(&mut self) {
+        let Some(mut census) = self.censuses.pop() else { return };
+        let to = census.next.saturating_add(SLICE).min(self.clients.slots());
         let mut counts: HashMap<Who<'_>, u64> = HashMap::new();
-        for who in self.clients.iter().filter_map(who) {
+        for who in (census.next..to).filter_map(|index| self.clients.at(index)).filter_map(who) {
             *counts.entry(who).or_default() += 1;
         }
-        let name = |(database, user, application_name, state): Who<'_>| Counted {
-            database: database.to_owned(),
-            user: user.to_owned(),
-            application_name: application_name.to_owned(),
-            state,
-        };
-        counts.into_iter().map(|(who, count)| (name(who), count)).collect()
+        for ((database, user, application_name, state), count) in counts {
+            let (database, user) = (database.to_owned(), user.to_owned());
+            let counted = Counted { database, user, application_name: application_name.to_owned(), state };
+            *census.counts.entry(counted).or_default() += count;
+        }
+        census.next = to;
+        if to < self.clients.slots() {
+            self.censuses.push(census);
+        } else {
+            let _ = census.reply.send(census.counts);
+        }
     }
 
     /// The clients that stand in a line.

@@ -123,6 +123,7 @@ pub struct Worker {
     /// The slot where the running sweep goes on.
     sweep_next: Option<u32>,
     listings: Vec<picture::Listing>,
+    censuses: Vec<census::Census>,
     /// What the turn in progress holds, should it panic.
     turning: table::Turning,
     hold: Hold,
@@ -162,6 +163,7 @@ impl Worker {
             sweep_at: now + SWEEP_EVERY,
             sweep_next: None,
             listings: Vec::new(),
+            censuses: Vec::new(),
             turning: table::Turning::default(),
             hold: Hold::Off,
             missed: Vec::new(),
@@ -202,13 +204,15 @@ impl Worker {
             self.guarded(Self::retreat_ends);
             self.guarded(Self::sweep_slice);
             self.guarded(Self::picture_slice);
+            self.guarded(Self::census_slice);
             self.obey_local();
         }
     }
 
     /// How long to sleep at most. Sleeping is what ends a busy time: the clock is read here anyway.
     fn wait(&mut self) -> Duration {
-        if !self.again.is_empty() || self.sweep_next.is_some() || !self.listings.is_empty() {
+        if !self.again.is_empty() || self.sweep_next.is_some() || !self.listings.is_empty() || !self.censuses.is_empty()
+        {
             return Duration::ZERO;
         }
         let due = self.retreat.as_ref().map_or(self.sweep_at, |retreat| retreat.ends.min(self.sweep_at));
@@ -287,9 +291,7 @@ impl Worker {
             Message::Waiting(reply) => {
                 let _ = reply.send(self.waiting());
             }
-            Message::Census(reply) => {
-                let _ = reply.send(self.census());
-            }
+            Message::Census(reply) => self.censuses.push(census::Census::new(reply)),
             Message::ConsoleReply { client, bytes } => self.console_reply(client, &bytes),
             Message::ConsolePieces { client, pieces } => self.console_pieces(client, &pieces),
             Message::HandOver(reply) => {

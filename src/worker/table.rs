@@ -78,6 +78,11 @@ impl Clients {
         ClientRef { worker: self.worker, index, generation: self.slots[index as usize].generation }
     }
 
+    pub(crate) fn get(&self, client: ClientRef) -> Option<&Client> {
+        let slot = self.slots.get(client.index as usize)?;
+        if slot.generation == client.generation { slot.client.as_deref() } else { None }
+    }
+
     pub(crate) fn get_mut(&mut self, client: ClientRef) -> Option<&mut Client> {
         let slot = self.slots.get_mut(client.index as usize)?;
         if slot.generation != client.generation { None } else { slot.client.as_deref_mut() }
