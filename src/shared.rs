@@ -267,6 +267,8 @@ pub enum Message {
         addresses: Result<Vec<IpAddr>, String>,
     },
     Live(Arc<Live>),
+    /// Pools may have another mode; it holds for those who are linked as well.
+    PoolModes,
     /// Rows of all sockets of this worker.
     Picture(picture::Order),
     /// Those of its clients that stand in a line.

@@ -229,6 +229,9 @@ impl Supervisor {
                 let _ = broker.pools.reconnect(None, now);
             }
         });
+        for post in &self.shared.posts {
+            post.send(Message::PoolModes);
+        }
     }
 }
 

@@ -287,6 +287,7 @@ impl Worker {
             Message::ServerShook { server, work } => self.server_shook(server, *work),
             Message::Resolved { server, addresses } => self.resolved(server, addresses),
             Message::Live(live) => self.live = live,
+            Message::PoolModes => self.take_pool_modes(),
             Message::Picture(order) => self.picture(order),
             Message::Waiting(reply) => {
                 let _ = reply.send(self.waiting());

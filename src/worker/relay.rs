@@ -322,6 +322,23 @@ impl Worker {
         Ok(!waits)
     }
 
+    /// Who is linked goes on in the mode that the pool has now: a server that was held for a session may be free at the end of the
+    /// next transaction.
+    pub(super) fn take_pool_modes(&mut self) {
+        let broker = self.shared.broker.lock();
+        let linked_to = |place: &Place| if let Place::Linked(client) = place { Some(*client) } else { None };
+        for client in self.places.iter().filter_map(linked_to) {
+            let Some(client) = self.clients.get_mut(client) else { continue };
+            let ordinary = |server: &Server| server.replication == Replication::None && server.side.inherited.is_none();
+            if let (Some(server), Some(pool)) = (&client.server, &client.pool)
+                && ordinary(server)
+                && let Some(mode) = broker.pools.pool_mode(pool.id)
+            {
+                client.mode = mode;
+            }
+        }
+    }
+
     /// Takes a server for the client into the hands of this worker.
     #[inline]
     pub(super) fn take_over(&mut self, client: &mut Client, mut server: Box<Server>) -> Result<Box<Server>, End> {

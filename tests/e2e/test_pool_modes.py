@@ -204,3 +204,41 @@ def test_refused_login_is_not_a_client(make_pooler):
     with pytest.raises(ServerError):
         pooler.login("app", password="wrong")
     assert all(c["user"] != "app" for c in pooler.show("CLIENTS"))
+
+
+def in_use(pooler):
+    return [row["state"] for row in pooler.show("SERVERS")] == ["active"]
+
+
+@pytest.mark.parametrize("how", ["SET", "RELOAD", "RELOAD of the database"])
+def test_who_is_linked_goes_on_in_the_new_mode(make_pooler, how):
+    """A session pool that is full is relieved at the end of each client's next transaction."""
+    pooler = one_server(make_pooler, "session")
+    with pooler.login() as a, pooler.login() as b:
+        first = pid(a)
+        b.send(query("SELECT pg_backend_pid()"))
+        assert b.recv_or_none(0.2) is None
+        if how == "SET":
+            pooler.admin("SET pool_mode = transaction")
+        else:
+            (pooler.ini if how == "RELOAD" else pooler.databases["p0"])["pool_mode"] = "transaction"
+            pooler.write()
+            pooler.reload()
+        assert b.recv_or_none(0.2) is None, "not before the client has done something"
+        assert pid(a) == first and b.result().value == first
+        until(lambda: not in_use(pooler))
+
+
+def test_a_transaction_that_is_open_when_the_mode_changes(make_pooler):
+    pooler = one_server(make_pooler, "transaction")
+    with pooler.login() as a:
+        a.query("BEGIN")
+        pooler.admin("SET pool_mode = session")
+        a.query("COMMIT")
+        assert in_use(pooler), "it is a session now"
+    with pooler.login() as b:
+        pooler.admin("SET pool_mode = transaction")
+        b.query("BEGIN")
+        pooler.admin("SET pool_mode = statement")
+        b.send(query("SELECT 1"))
+        b.expect_fatal("transaction blocks not allowed in statement pooling mode")
