@@ -279,6 +279,12 @@ pub enum Message {
     ConsoleReply {
         client: ClientRef,
         bytes: Vec<u8>,
+        /// The command was one that waits.
+        waited: bool,
+    },
+    /// A console's command will be answered later; it may send the next one meanwhile.
+    ConsoleWaits {
+        client: ClientRef,
     },
     /// The answer to SHOW FDS for a successor: each piece with its descriptor, if it has one.
     ConsolePieces {

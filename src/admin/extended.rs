@@ -130,6 +130,12 @@ impl Session {
         }
     }
 
+    /// Is a command running that the extended protocol has sent?
+    #[must_use]
+    pub const fn runs(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// The answer to the command that was run, as a simple query would get it. Of a simple query it passes unchanged.
     pub fn answer(&mut self, simple: &[u8], out: &mut Vec<u8>) {
         let Some(running) = self.running.take() else {

@@ -51,6 +51,7 @@ impl Supervisor {
             }
             Ok(Done::Later(what)) => {
                 self.pending.push(Pending { client, what });
+                self.shared.post(client.worker).send(Message::ConsoleWaits { client });
                 self.answer_pending();
                 return;
             }
@@ -66,7 +67,14 @@ impl Supervisor {
     }
 
     fn reply(&self, client: ClientRef, bytes: Vec<u8>) {
-        self.shared.post(client.worker).send(Message::ConsoleReply { client, bytes });
+        self.shared.post(client.worker).send(Message::ConsoleReply { client, bytes, waited: false });
+    }
+
+    /// The wait of a console is over.
+    fn reply_to_wait(&self, client: ClientRef, tag: &str) {
+        let mut bytes = Vec::new();
+        reply::done(&mut bytes, tag);
+        self.shared.post(client.worker).send(Message::ConsoleReply { client, bytes, waited: true });
     }
 
     async fn run_command(&mut self, client: ClientRef, command: Command) -> Result<Done, Refusal> {
@@ -266,18 +274,14 @@ impl Supervisor {
         self.pending = waiting;
         let tag = if pause_done || entries_done { "PAUSE" } else { "WAIT_CLOSE" };
         for pending in done {
-            let mut out = Vec::new();
-            reply::done(&mut out, tag);
-            self.reply(pending.client, out);
+            self.reply_to_wait(pending.client, tag);
         }
     }
 
     /// Answers every console that waits for something.
     pub(super) fn answer_all(&mut self, tag: &str) {
         for pending in std::mem::take(&mut self.pending) {
-            let mut out = Vec::new();
-            reply::done(&mut out, tag);
-            self.reply(pending.client, out);
+            self.reply_to_wait(pending.client, tag);
         }
     }
 

@@ -67,7 +67,7 @@ impl Worker {
             None => failed(),
             Some(client) => match (&client.phase, &client.server) {
                 (Phase::Console(console), _) => {
-                    self.shared.ask(Request::CancelConsole { waiting: console.busy });
+                    self.shared.ask(Request::CancelConsole { waiting: console.busy || console.waits > 0 });
                     Disconnect::silent("cancel request for console client")
                 }
                 (_, None) => Disconnect::silent("cancel request for idle client"),

@@ -109,6 +109,8 @@ pub struct Console {
     pub received: Vec<u8>,
     /// A command is with the supervisor.
     pub busy: bool,
+    /// Commands by simple query that wait: their answers come some time, the console goes on.
+    pub waits: usize,
     pub session: Session,
 }
 

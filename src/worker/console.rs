@@ -107,23 +107,41 @@ impl Worker {
     }
 
     /// The answer to a command; no bytes at all close the connection.
-    pub(super) fn console_reply(&mut self, who: ClientRef, bytes: &[u8]) {
+    pub(super) fn console_reply(&mut self, who: ClientRef, bytes: &[u8], waited: bool) {
         let Some(mut client) = self.clients.take(who) else { return };
         let Phase::Console(console) = &mut client.phase else {
             self.clients.put_back(client);
             return;
         };
-        console.busy = false;
+        let mut out = Vec::new();
+        if waited && console.waits > 0 {
+            console.waits -= 1;
+            out.extend_from_slice(bytes);
+        } else {
+            console.busy = false;
+            console.session.answer(bytes, &mut out);
+        }
         if bytes.is_empty() {
             return self.disconnect(client, Disconnect::fatal("failure").into());
         }
-        let mut out = Vec::new();
-        console.session.answer(bytes, &mut out);
         if client.stream.write_bytes(&out).is_err() {
             return self.disconnect(client, gone());
         }
         self.clients.put_back(client);
         self.turn(who);
+    }
+}
+
+impl Worker {
+    /// A command will be answered later. Its console is read on, unless the extended protocol has to keep the order.
+    pub(super) fn console_waits(&mut self, who: ClientRef) {
+        if let Some(Phase::Console(console)) = self.clients.get_mut(who).map(|client| &mut client.phase)
+            && !console.session.runs()
+        {
+            console.waits += 1;
+            console.busy = false;
+            self.turn(who);
+        }
     }
 }
 

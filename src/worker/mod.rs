@@ -293,7 +293,8 @@ impl Worker {
                 let _ = reply.send(self.waiting());
             }
             Message::Census(reply) => self.censuses.push(census::Census::new(reply)),
-            Message::ConsoleReply { client, bytes } => self.console_reply(client, &bytes),
+            Message::ConsoleReply { client, bytes, waited } => self.console_reply(client, &bytes, waited),
+            Message::ConsoleWaits { client } => self.console_waits(client),
             Message::ConsolePieces { client, pieces } => self.console_pieces(client, &pieces),
             Message::HandOver(reply) => {
                 let _ = reply.send(self.hand_over());

@@ -153,6 +153,33 @@ def test_pause_waits_for_sessions_in_session_mode(make_pooler):
         console.query("RESUME")
 
 
+def test_a_console_that_waits_is_read_on(make_pooler):
+    pooler = make_pooler(ini={"pool_mode": "session"})
+    with pooler.login() as a:
+        a.query("SELECT 1")
+        with pooler.console() as console:
+            console.send(query("PAUSE") + query("SHOW STATE") + query("RESUME"))
+            assert console.result().rows, "the answer to SHOW"
+            assert console.result().tags == ["RESUME"]
+            assert a.query("SELECT 2").value == "2"
+            assert console.recv_or_none(0.2) is None, "the cancelled PAUSE is answered with the next one that ends"
+            console.send(message("X"))
+            assert console.at_eof()
+    until(lambda: len([row for row in pooler.show("CLIENTS") if row["database"] == "pgbouncer"]) == 1)
+
+
+def test_what_a_console_waits_for_is_answered_among_its_other_commands(make_pooler):
+    pooler = make_pooler(ini={"pool_mode": "session"})
+    a = pooler.login()
+    a.query("SELECT 1")
+    with pooler.console() as console:
+        console.send(query("PAUSE"))
+        assert console.query("SHOW VERSION").rows
+        a.close()
+        assert console.result().tags == ["PAUSE"]
+        assert console.query("RESUME").tags == ["RESUME"]
+
+
 def test_clients_connect_while_paused(pooler, console):
     with pooler.login() as warm:
         warm.query("SELECT 1")
