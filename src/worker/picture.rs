@@ -168,6 +168,7 @@ impl Worker {
             id: client.id,
             buffers: match &client.phase {
                 Phase::Console(console) if console.busy => Buffers::holding(console.received.len().max(1)),
+                Phase::Login(login) => Buffers::holding(login.received.len()),
                 _ => Buffers::holding(held),
             },
             handover: with_handover.then(handover).unwrap_or_default(),

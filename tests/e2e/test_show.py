@@ -286,3 +286,10 @@ def test_numbers_are_those_of_what_was_done(make_pooler):
             for k, v in r.items() if k.startswith("total_")} for n, r in stats.items()}
     for wire in (console, mute, *(n.wire for n in (*of_p0, e))):
         wire.close()
+
+
+def test_a_login_that_has_begun_is_an_active_socket(pooler):
+    with pooler.wire() as wire:
+        wire.send(b"\0\0\0")
+        row = until(lambda: next((row for row in pooler.show("ACTIVE_SOCKETS") if row["state"] == "cl_login"), None))
+        assert (row["recv_pos"], row["pkt_avail"]) == ("3", "3"), row
