@@ -248,7 +248,7 @@ impl Supervisor {
         let broker = shared.broker.lock();
         let pools = &broker.pools;
         let paused = pools.pause_mode() != PauseMode::None;
-        let entry_paused = !paused && pools.database_rows().iter().any(|row| row.paused);
+        let entry_paused = !paused && pools.has_paused_entry();
         let waits_for = |what: PendingKind| pending.iter().any(|pending| pending.what == what);
         let pause_done = waits_for(PendingKind::Pause) && paused && pools.is_drained();
         let entries_done = waits_for(PendingKind::PauseEntry) && entry_paused && pools.paused_entries_drained();
