@@ -567,3 +567,15 @@ def test_auto_databases_asleep_do_not_keep_it_from_suspending(make_pooler, pg, c
         assert "yy" in shown()
         console.query("RESUME zz")
         assert "zz" in shown()
+
+
+def test_the_wildcard_is_no_database(make_pooler, pg):
+    pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"})
+    with pooler.console() as console:
+        for _ in range(2):
+            with pytest.raises(ServerError, match=r"no such database: \*"):
+                pooler.login("app", "*")
+            for command in ('PAUSE "*"', 'DISABLE "*"', 'RESUME "*"'):
+                refuse(console, command, "no such database: *")
+    assert "login failed: db=* user=app" in pooler.log()
+    assert "registered new auto-database" not in pooler.log()

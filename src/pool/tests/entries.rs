@@ -35,6 +35,19 @@ fn s1_an_auto_entry_sleeps_and_goes_after_autodb_idle_timeout() {
     assert_eq!(bench.pools.names.len(), 1);
 }
 
+#[test]
+fn s1_the_wildcard_is_no_database() {
+    let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
+    for _ in 0..2 {
+        assert_eq!(bench.pools.find_database("*", bench.now), None);
+        let no_such = Err("no such database: *".to_owned());
+        assert_eq!(bench.pools.pause_db("*", bench.now), no_such.clone().map(|()| true));
+        assert_eq!(bench.pools.disable_db(Some("*"), bench.now), no_such);
+        assert_eq!(bench.pools.resume_db("*", bench.now), no_such);
+    }
+    assert_eq!((bench.actions(), bench.pools.names.len()), (Vec::new(), 1));
+}
+
 /// A bench with the auto entry "zz", to which `command` was done before it fell asleep.
 fn asleep(command: impl FnOnce(&mut Bench)) -> Bench {
     let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
