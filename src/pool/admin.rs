@@ -96,10 +96,21 @@ impl<S, R: Clone> Pools<S, R> {
         if self.shutdown != ShutdownMode::None {
             return Err("pooler is shutting down".into());
         }
+        self.resume_everything(now);
+        Ok(())
+    }
+
+    /// Nobody is left who could end a suspension: it ends by itself, also while the process is going down.
+    pub fn unsuspend(&mut self, now: Micros) {
+        if self.pause == PauseMode::Suspended {
+            self.resume_everything(now);
+        }
+    }
+
+    fn resume_everything(&mut self, now: Micros) {
         self.pause = PauseMode::None;
         self.frozen = false;
         self.serve_all(now);
-        Ok(())
     }
 
     /// SUSPEND begins: nothing is swept any more, but whoever waits is still served, for only then is he at rest.
@@ -168,9 +179,7 @@ impl<S, R: Clone> Pools<S, R> {
             }
         } else if before == ShutdownMode::WaitForServers {
             // clients that are waited for need servers
-            self.pause = PauseMode::None;
-            self.frozen = false;
-            self.serve_all(now);
+            self.resume_everything(now);
         }
     }
 
