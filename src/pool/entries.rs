@@ -163,8 +163,14 @@ impl<S, R: Clone> Pools<S, R> {
         let db = self.entries.insert(Entry::new(Arc::new(database), EntryKind::Auto));
         self.names.insert(name.to_owned(), db);
         self.size_entry(db);
-        self.actions.push_back(Action::Log(Level::Log, format!("registered new auto-database: {name}")));
+        self.registered = Some(format!("registered new auto-database: {name}"));
         Some(db)
+    }
+
+    /// The line about an entry that was made by the call before: for whoever asked for it, to log it as his own. Unless it
+    /// is taken it is one of the actions.
+    pub fn take_registered(&mut self) -> Option<String> {
+        self.registered.take()
     }
 
     #[must_use]

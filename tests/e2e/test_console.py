@@ -569,6 +569,15 @@ def test_auto_databases_asleep_do_not_keep_it_from_suspending(make_pooler, pg, c
         assert "zz" in shown()
 
 
+def test_auto_databases_are_logged_with_who_asked_for_them(make_pooler, pg):
+    pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"})
+    with pooler.login("app", "p1") as wire, pooler.console() as console:
+        port = wire.sock.getsockname()[1]
+        pooler.wait_log(re.compile(rf"LOG C-0x[0-9a-f]+: \(nodb\)/\(nouser\)@127\.0\.0\.1:{port} registered new auto-database: p1"))
+        console.query("PAUSE zz")
+        pooler.wait_log(re.compile(r"LOG C-0x[0-9a-f]+: pgbouncer/admin@\S+ registered new auto-database: zz"))
+
+
 def test_the_wildcard_is_no_database(make_pooler, pg):
     pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"})
     with pooler.console() as console:

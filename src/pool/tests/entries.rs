@@ -36,6 +36,16 @@ fn s1_an_auto_entry_sleeps_and_goes_after_autodb_idle_timeout() {
 }
 
 #[test]
+fn s1_whoever_asks_for_an_auto_entry_may_log_it_himself() {
+    let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
+    assert_eq!(bench.pools.pause_db("new", bench.now), Ok(true));
+    assert_eq!(bench.pools.take_registered().as_deref(), Some("registered new auto-database: new"));
+    assert_eq!(bench.pools.pause_db("new", bench.now), Ok(true));
+    assert_eq!(bench.pools.take_registered(), None);
+    assert_eq!(bench.actions(), []);
+}
+
+#[test]
 fn s1_the_wildcard_is_no_database() {
     let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
     for _ in 0..2 {
