@@ -545,7 +545,6 @@ def test_auto_databases_are_made_by_some_commands(make_pooler):
             pooler.wait_log(f"registered new auto-database: {command.split()[1]}")
 
 
-@pytest.mark.since("1.25")
 @pytest.mark.parametrize("command", ["PAUSE", "KILL"])
 def test_auto_databases_asleep_do_not_keep_it_from_suspending(make_pooler, pg, command):
     pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"})
@@ -569,6 +568,7 @@ def test_auto_databases_asleep_do_not_keep_it_from_suspending(make_pooler, pg, c
         assert "zz" in shown()
 
 
+@pytest.mark.since("1.25")
 def test_auto_databases_are_logged_with_who_asked_for_them(make_pooler, pg):
     pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"})
     with pooler.login("app", "p1") as wire, pooler.console() as console:

@@ -184,6 +184,7 @@ def test_shutdown_meanwhile_leaves_the_socket_file(pooler, console):
     assert os.path.exists(pooler.unix_path)
 
 
+@pytest.mark.since("1.23")
 def test_a_shutdown_goes_on_when_its_console_leaves(pooler):
     """The suspension ends with the console: clients are served to their end, and nothing is left behind."""
     with pooler.login() as client:
@@ -197,6 +198,7 @@ def test_a_shutdown_goes_on_when_its_console_leaves(pooler):
     assert not os.path.exists(pooler.unix_path)
 
 
+@pytest.mark.since("1.23")
 def test_a_console_that_leaves_last_takes_the_socket_file_along(pooler):
     with pooler.console() as console:
         console.query("SUSPEND")
