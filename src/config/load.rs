@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::connstr::{self, DATABASE_KEYS, EntryError, USER_KEYS};
 use super::ini::{self, Item, Unreadable, Why};
-use super::{Config, Database, LogLine, SetError, keys};
+use super::{Config, Database, LogLine, SetError, WILDCARD, keys};
 
 /// Gives the bytes of a file. Relative paths are the reader's business; PgBouncer takes them from the working
 /// directory.
@@ -239,7 +239,7 @@ impl<'a> Loader<'a> {
     }
 
     fn database(&mut self, name: &str, connstr: &str) -> Result<(), EntryError> {
-        if name == "*" {
+        if name == WILDCARD {
             self.config.wildcard = Some(connstr.to_owned());
             return Ok(());
         }

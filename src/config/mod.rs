@@ -36,6 +36,9 @@ pub use value::{AuthType, LoadBalanceHosts, LogFormat, PoolMode, SslMode};
 /// The name of the console; no entry can have it.
 pub const CONSOLE_DATABASE: &str = "pgbouncer";
 
+/// The entry from which others are made, when a name has none of its own.
+pub const WILDCARD: &str = "*";
+
 /// Everything the configuration file says.
 #[derive(Clone, Default, PartialEq)]
 pub struct Config {

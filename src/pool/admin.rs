@@ -37,7 +37,8 @@ impl<S, R: Clone> Pools<S, R> {
     /// Paused or suspended already, or an entry is paused.
     pub fn may_suspend(&self) -> Result<(), String> {
         self.may_pause()?;
-        if self.entries.iter().any(|(_, entry)| entry.paused) {
+        // nobody would find one that sleeps, to resume it; it has nothing to suspend either
+        if self.listed().any(|db| self.entries[db].paused) {
             return Err("cannot suspend with paused databases".into());
         }
         Ok(())
@@ -95,10 +96,21 @@ impl<S, R: Clone> Pools<S, R> {
         if self.shutdown != ShutdownMode::None {
             return Err("pooler is shutting down".into());
         }
+        self.resume_everything(now);
+        Ok(())
+    }
+
+    /// Nobody is left who could end a suspension: it ends by itself, also while the process is going down.
+    pub fn unsuspend(&mut self, now: Micros) {
+        if self.pause == PauseMode::Suspended {
+            self.resume_everything(now);
+        }
+    }
+
+    fn resume_everything(&mut self, now: Micros) {
         self.pause = PauseMode::None;
         self.frozen = false;
         self.serve_all(now);
-        Ok(())
     }
 
     /// SUSPEND begins: nothing is swept any more, but whoever waits is still served, for only then is he at rest.
@@ -167,9 +179,7 @@ impl<S, R: Clone> Pools<S, R> {
             }
         } else if before == ShutdownMode::WaitForServers {
             // clients that are waited for need servers
-            self.pause = PauseMode::None;
-            self.frozen = false;
-            self.serve_all(now);
+            self.resume_everything(now);
         }
     }
 
@@ -191,6 +201,13 @@ impl<S, R: Clone> Pools<S, R> {
         }
         self.actions.push_back(Action::Drained);
         Ok(false)
+    }
+
+    /// An entry is paused that a PAUSE may be waiting for: it is listed, or fell asleep as the last of its servers left.
+    #[must_use]
+    pub fn has_paused_entry(&self) -> bool {
+        let seen = |db: DbId| self.entries[db].idle_since.is_none() || !self.entries[db].pools.is_empty();
+        self.names.values().any(|&db| self.entries[db].paused && seen(db))
     }
 
     /// No paused entry has a server connection.
@@ -332,8 +349,11 @@ impl<S, R: Clone> Pools<S, R> {
         self.find_database(name, now).ok_or_else(|| no_such(name))
     }
 
+    /// The entry of that name, brought back if it was idle; none is made.
     fn existing(&mut self, name: &str) -> Result<DbId, String> {
-        self.names.get(name).copied().ok_or_else(|| no_such(name))
+        let db = self.names.get(name).copied().ok_or_else(|| no_such(name))?;
+        self.entries[db].idle_since = None;
+        Ok(db)
     }
 
     pub(super) fn pool_ids(&self) -> Vec<PoolId> {

@@ -7,7 +7,7 @@ use super::api::{Action, Attached, LaunchKind, PoolInfo};
 use super::limits::{Entry, EntryKind, limit};
 use super::pool::{Pool, Sizes};
 use super::slot::ServerState;
-use crate::config::{CONSOLE_DATABASE, Config, Database, Level, PoolMode, effective};
+use crate::config::{CONSOLE_DATABASE, Config, Database, Level, PoolMode, WILDCARD, effective};
 use crate::disconnect::Disconnect;
 use crate::id::{DbId, PoolId, ServerId, UserId};
 use crate::time::Micros;
@@ -145,7 +145,8 @@ impl<S, R: Clone> Pools<S, R> {
             self.entries[db].idle_since = None;
             return Some(db);
         }
-        if name == CONSOLE_DATABASE {
+        // the wildcard is no database: a client that asks for it by its name asks for one that is not there
+        if name == CONSOLE_DATABASE || name == WILDCARD {
             return None;
         }
         let database = match self.config.auto_database(name)? {
@@ -162,8 +163,14 @@ impl<S, R: Clone> Pools<S, R> {
         let db = self.entries.insert(Entry::new(Arc::new(database), EntryKind::Auto));
         self.names.insert(name.to_owned(), db);
         self.size_entry(db);
-        self.actions.push_back(Action::Log(Level::Log, format!("registered new auto-database: {name}")));
+        self.registered = Some(format!("registered new auto-database: {name}"));
         Some(db)
+    }
+
+    /// The line about an entry that was made by the call before: for whoever asked for it, to log it as his own. Unless it
+    /// is taken it is one of the actions.
+    pub fn take_registered(&mut self) -> Option<String> {
+        self.registered.take()
     }
 
     #[must_use]

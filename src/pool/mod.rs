@@ -35,7 +35,7 @@ mod waits;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::config::{CONSOLE_DATABASE, Config};
+use crate::config::{CONSOLE_DATABASE, Config, Level};
 use crate::disconnect::Disconnect;
 use crate::id::{CancelId, ClientRef, DbId, PoolId, ServerId, Slab, Ticket, UserId, WorkerId};
 use crate::time::Micros;
@@ -71,6 +71,8 @@ pub struct Pools<S, R> {
     cancels: Slab<CancelId, Cancel>,
     cancel_ids: BTreeMap<ClientRef, CancelId>,
     actions: VecDeque<Action<S>>,
+    /// What is to be logged of an entry that was just made.
+    registered: Option<String>,
     pause: PauseMode,
     /// SUSPEND has got so far that nothing is handed out or opened any more.
     frozen: bool,
@@ -108,6 +110,7 @@ impl<S, R: Clone> Pools<S, R> {
             cancels: Slab::new(),
             cancel_ids: BTreeMap::new(),
             actions: VecDeque::new(),
+            registered: None,
             pause: PauseMode::None,
             frozen: false,
             shutdown: ShutdownMode::None,
@@ -128,7 +131,8 @@ impl<S, R: Clone> Pools<S, R> {
 
     /// The next order to the shell, in order. Drain these after every call, and before the next one.
     pub fn next_action(&mut self) -> Option<Action<S>> {
-        self.actions.pop_front()
+        let unclaimed = self.registered.take().map(|line| Action::Log(Level::Log, line));
+        unclaimed.or_else(|| self.actions.pop_front())
     }
 
     /// Gives the client a server, or its login reply, or a place in line (pooling.md 4.1).

@@ -96,7 +96,7 @@ pub struct PeerRow {
     pub sv_login: u32,
 }
 
-/// Numbers for SHOW LISTS; the console is not in them.
+/// Numbers for SHOW LISTS; the console and idle entries are not in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub databases: usize,
@@ -148,8 +148,12 @@ impl<S, R: Clone> Pools<S, R> {
     /// Rows of SHOW DATABASES, sorted; without the console and idle entries.
     #[must_use]
     pub fn database_rows(&self) -> Vec<DatabaseRow> {
-        let shown = self.names.values().filter(|&&db| self.entries[db].idle_since.is_none());
-        shown.map(|&db| self.database_row(db)).collect()
+        self.listed().map(|db| self.database_row(db)).collect()
+    }
+
+    /// Entries by name; an auto entry that sleeps counts for nobody until it is asked for.
+    pub(super) fn listed(&self) -> impl Iterator<Item = DbId> {
+        self.names.values().copied().filter(|&db| self.entries[db].idle_since.is_none())
     }
 
     fn database_row(&self, db: DbId) -> DatabaseRow {
@@ -235,12 +239,12 @@ impl<S, R: Clone> Pools<S, R> {
         }
     }
 
-    /// Numbers of objects; without the console.
+    /// Numbers of objects; without the console and idle entries.
     #[must_use]
     pub fn totals(&self) -> Totals {
         let peer_pools = self.peer_rows().len();
         Totals {
-            databases: self.names.len(),
+            databases: self.listed().count(),
             users: self.user_names.len(),
             pools: self.shown_pools().count(),
             peer_pools,

@@ -9,14 +9,17 @@ use tokio::sync::oneshot;
 use crate::admin::command::{Command, Shutdown, Topic};
 use crate::admin::refusal::Refusal;
 use crate::admin::{reply, show};
+use crate::broker::ServerPools;
 use crate::clock::{Clock, format_local};
 use crate::config::keys;
 use crate::id::ClientRef;
+use crate::log::Conn;
 use crate::pool::{PauseMode, ShutdownMode};
 use crate::shared::{ConsoleCommand, Message};
 use crate::supervisor::reload::{build_tls, missing_library};
 use crate::supervisor::{Pending, PendingKind, Supervisor};
 use crate::worker::console::log_refusal;
+use crate::worker::login::log_registered;
 
 /// What a command comes to.
 enum Done {
@@ -40,7 +43,7 @@ impl Supervisor {
                 Ok(Done::Nothing)
             }
             Command::Handover if command.own => Ok(Done::Bytes(self.hand_over(client).await)),
-            other => self.run_command(client, other).await,
+            other => self.run_command(client, other, &command.prefix).await,
         };
         let mut out = Vec::new();
         match done {
@@ -77,7 +80,7 @@ impl Supervisor {
         self.shared.post(client.worker).send(Message::ConsoleReply { client, bytes, waited: true });
     }
 
-    async fn run_command(&mut self, client: ClientRef, command: Command) -> Result<Done, Refusal> {
+    async fn run_command(&mut self, client: ClientRef, command: Command, prefix: &Conn) -> Result<Done, Refusal> {
         self.may_run(&command).map_err(Refusal::Pools)?;
         if let Some(line) = command.log_line() {
             tracing::info!("{line}");
@@ -117,22 +120,22 @@ impl Supervisor {
                 Ok(()) => Ok(Done::Later(PendingKind::Pause)),
                 Err(text) => Err(Refusal::Pools(text)),
             },
-            Command::Pause(Some(db)) => match self.pools(|broker| broker.pools.pause_db(&db, now)) {
+            Command::Pause(Some(db)) => match self.of_entry(prefix, |pools| pools.pause_db(&db, now)) {
                 Ok(true) => Ok(Done::Tag(tag)),
                 Ok(false) => Ok(Done::Later(PendingKind::PauseEntry)),
                 Err(text) => Err(Refusal::Pools(text)),
             },
             Command::Resume(None) => pools(self.resume()),
             Command::Resume(Some(db)) => pools(self.pools(|broker| broker.pools.resume_db(&db, now))),
-            Command::Disable(db) => pools(self.pools(|broker| broker.pools.disable_db(Some(&db), now))),
+            Command::Disable(db) => pools(self.of_entry(prefix, |pools| pools.disable_db(Some(&db), now))),
             Command::Enable(db) => pools(self.pools(|broker| broker.pools.enable_db(Some(&db), now))),
-            Command::Reconnect(db) => pools(self.pools(|broker| broker.pools.reconnect(db.as_deref(), now))),
-            Command::Kill(db) => pools(self.pools(|broker| broker.pools.kill(db.as_deref(), now))),
+            Command::Reconnect(db) => pools(self.of_entry(prefix, |pools| pools.reconnect(db.as_deref(), now))),
+            Command::Kill(db) => pools(self.of_entry(prefix, |pools| pools.kill(db.as_deref(), now))),
             Command::KillClient(id) => match self.kill_client(id).await {
                 true => Ok(Done::Tag(tag)),
                 false => Err(Refusal::ClientNotFound),
             },
-            Command::WaitClose(db) => match self.pools(|broker| broker.pools.wait_close(db.as_deref(), now)) {
+            Command::WaitClose(db) => match self.of_entry(prefix, |pools| pools.wait_close(db.as_deref(), now)) {
                 Ok(None) => Ok(Done::Tag(tag)),
                 Ok(Some(scope)) => Ok(Done::Later(PendingKind::WaitClose(scope))),
                 Err(text) => Err(Refusal::Pools(text)),
@@ -158,6 +161,13 @@ impl Supervisor {
                 Ok(Done::Nothing)
             }
         }
+    }
+
+    /// A command that may make an entry.
+    fn of_entry<T>(&mut self, prefix: &Conn, call: impl FnOnce(&mut ServerPools) -> T) -> T {
+        let (done, registered) = self.pools(|broker| (call(&mut broker.pools), broker.pools.take_registered()));
+        log_registered(|| prefix.clone(), registered);
+        done
     }
 
     /// What is refused because everything stands still already is not logged as issued.
@@ -256,7 +266,7 @@ impl Supervisor {
         let broker = shared.broker.lock();
         let pools = &broker.pools;
         let paused = pools.pause_mode() != PauseMode::None;
-        let entry_paused = !paused && pools.database_rows().iter().any(|row| row.paused);
+        let entry_paused = !paused && pools.has_paused_entry();
         let waits_for = |what: PendingKind| pending.iter().any(|pending| pending.what == what);
         let pause_done = waits_for(PendingKind::Pause) && paused && pools.is_drained();
         let entries_done = waits_for(PendingKind::PauseEntry) && entry_paused && pools.paused_entries_drained();

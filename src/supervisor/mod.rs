@@ -187,7 +187,7 @@ impl Supervisor {
         }
         let listeners = std::mem::take(&mut self.listeners);
         Ended {
-            // who is suspended may have handed the socket to a successor
+            // who ends while suspended may have handed the socket to a successor
             unix: if self.is_suspended() { Vec::new() } else { listeners.unix },
             failed: self.exit == Some(Exit::Failed),
         }
@@ -298,6 +298,8 @@ impl Supervisor {
             ShutdownMode::WaitForClients => {
                 let accepts = self.shared.accepts_tcp.load(Ordering::Relaxed);
                 if !accepts && self.shared.clients.load(Ordering::Relaxed) == 0 {
+                    // if the last one was a console, word of that may not be here yet
+                    self.console_left();
                     tracing::info!("client connections dropped, exiting");
                     self.exit = Some(Exit::Immediate);
                 }

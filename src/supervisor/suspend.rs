@@ -122,7 +122,9 @@ impl Supervisor {
         let consoles = self.shared.console_clients.load(std::sync::atomic::Ordering::Relaxed);
         if consoles == 0 && self.is_suspended() && self.exit.is_none() {
             tracing::info!("admin disappeared when suspended, doing RESUME");
-            let _ = self.resume();
+            let now = Clock::now();
+            self.pools(|broker| broker.pools.unsuspend(now));
+            self.release_hold();
         }
     }
 

@@ -18,7 +18,7 @@ use crate::shared::UserSecret;
 use crate::wire::startup::StartupParams;
 use crate::worker::Worker;
 use crate::worker::client::{Client, End, Phase};
-use crate::worker::login::{reported, tokens};
+use crate::worker::login::{log_registered, reported, tokens};
 use crate::worker::peer::PeerAddr;
 use crate::worker::tls;
 
@@ -54,7 +54,7 @@ impl Worker {
             return Err(Disconnect::fatal("username too long").into());
         }
         let console = params.database == CONSOLE_DATABASE;
-        let entry = if console { None } else { self.entry(&params.database) };
+        let entry = if console { None } else { self.entry(client, &params.database) };
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
         login.params = Some(params);
         let own = console && self.is_own(client, &user);
@@ -93,12 +93,16 @@ impl Worker {
         self.enter_database(client, entry, Identity { user, known, fetched: false })
     }
 
-    fn entry(&mut self, name: &str) -> Option<Entry> {
+    fn entry(&mut self, client: &Client, name: &str) -> Option<Entry> {
         let now = self.now;
-        self.pools(|broker| {
-            let found = broker.pools.find_database(name, now)?;
-            Some((found, broker.pools.database(found)?))
-        })
+        let (entry, registered) = self.pools(|broker| {
+            let pools = &mut broker.pools;
+            let found = pools.find_database(name, now);
+            let entry = found.and_then(|found| Some((found, pools.database(found)?)));
+            (entry, pools.take_registered())
+        });
+        log_registered(|| client.prefix(), registered);
+        entry
     }
 
     fn database_login(&mut self, client: &mut Client, mut user: String, entry: Option<Entry>) -> Result<(), End> {
@@ -134,7 +138,7 @@ impl Worker {
         if name == CONSOLE_DATABASE {
             return self.enter_console(client, &identity.user, identity.known, Door::Proof);
         }
-        let Some(entry) = self.entry(&name) else { return Err(Disconnect::fatal("database removed").into()) };
+        let Some(entry) = self.entry(client, &name) else { return Err(Disconnect::fatal("database removed").into()) };
         self.enter_database(client, Some(entry), identity)
     }
 

@@ -8,6 +8,7 @@ use zeroize::Zeroize as _;
 use crate::auth::MAX_PASSWORD_BYTES;
 use crate::config::CONSOLE_DATABASE;
 use crate::disconnect::Disconnect;
+use crate::log::{Conn, EACH_TARGET};
 use crate::net::stream::ReadResult;
 use crate::relay::vars::Vars;
 use crate::sys;
@@ -204,4 +205,11 @@ fn bad_packet() -> Disconnect {
 
 pub(super) fn gone() -> End {
     Disconnect::silent("client unexpected eof").into()
+}
+
+/// Logs that an entry was made from `*`, as a line about the connection that asked for it.
+pub(crate) fn log_registered(prefix: impl FnOnce() -> Conn, line: Option<String>) {
+    if let Some(line) = line {
+        tracing::info!(target: EACH_TARGET, conn = %prefix(), "{line}");
+    }
 }

@@ -20,7 +20,7 @@ use crate::wire::tag::backend as be;
 use crate::worker::Worker;
 use crate::worker::client::{Client, End, Login, Lookup, Phase};
 use crate::worker::identify::Entry;
-use crate::worker::login::reported;
+use crate::worker::login::{log_registered, reported};
 use crate::worker::server::Server;
 
 /// Most bytes of an answer that are kept: one name, one secret, and what a server may say besides.
@@ -95,10 +95,11 @@ impl Worker {
             return Err(config_error());
         }
         let now = self.now;
-        let found = self.pools(|broker| {
-            let db = broker.pools.find_database(name, now)?;
-            Some((db, broker.pools.disabled(db)))
+        let (found, registered) = self.pools(|broker| {
+            let found = broker.pools.find_database(name, now).map(|db| (db, broker.pools.disabled(db)));
+            (found, broker.pools.take_registered())
         });
+        log_registered(|| client.prefix(), registered);
         match found {
             Some((db, false)) => Ok(db),
             Some((_, true)) => Err(Disconnect::fatal(format!("authentication database \"{name}\" is disabled")).into()),

@@ -570,3 +570,48 @@ def test_auto_databases_are_made_by_some_commands(make_pooler):
         for command in ("RECONNECT auto3", "WAIT_CLOSE auto4", "DISABLE auto5", "PAUSE auto6"):
             assert console.query(command).tags == [command.split()[0]]
             pooler.wait_log(f"registered new auto-database: {command.split()[1]}")
+
+
+@pytest.mark.parametrize("command", ["PAUSE", "KILL"])
+def test_auto_databases_asleep_do_not_keep_it_from_suspending(make_pooler, pg, command):
+    pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"})
+
+    def shown():
+        return [row["name"] for row in pooler.show("DATABASES")]
+
+    def counted():
+        return next(row for row in pooler.show("LISTS") if row["list"] == "databases")["items"]
+
+    with pooler.console() as console:
+        console.query("DISABLE yy")
+        console.query(f"{command} zz")
+        until(lambda: shown() == ["pgbouncer"], what="both sleep")
+        assert counted() == "1"
+        assert console.query("SUSPEND").tags == ["SUSPEND"]
+        assert console.query("RESUME").tags == ["RESUME"]
+        console.query("ENABLE yy")
+        assert "yy" in shown()
+        console.query("RESUME zz")
+        assert "zz" in shown()
+
+
+@pytest.mark.since("1.25")
+def test_auto_databases_are_logged_with_who_asked_for_them(make_pooler, pg):
+    pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"})
+    with pooler.login("app", "p1") as wire, pooler.console() as console:
+        port = wire.sock.getsockname()[1]
+        pooler.wait_log(re.compile(rf"LOG C-0x[0-9a-f]+: \(nodb\)/\(nouser\)@127\.0\.0\.1:{port} registered new auto-database: p1"))
+        console.query("PAUSE zz")
+        pooler.wait_log(re.compile(r"LOG C-0x[0-9a-f]+: pgbouncer/admin@\S+ registered new auto-database: zz"))
+
+
+def test_the_wildcard_is_no_database(make_pooler, pg):
+    pooler = make_pooler(databases={"*": f"host=127.0.0.1 port={pg.port}"})
+    with pooler.console() as console:
+        for _ in range(2):
+            with pytest.raises(ServerError, match=r"no such database: \*"):
+                pooler.login("app", "*")
+            for command in ('PAUSE "*"', 'DISABLE "*"', 'RESUME "*"'):
+                refuse(console, command, "no such database: *")
+    assert "login failed: db=* user=app" in pooler.log()
+    assert "registered new auto-database" not in pooler.log()

@@ -184,6 +184,30 @@ def test_shutdown_meanwhile_leaves_the_socket_file(pooler, console):
     assert os.path.exists(pooler.unix_path)
 
 
+@pytest.mark.since("1.23")
+def test_a_shutdown_goes_on_when_its_console_leaves(pooler):
+    """The suspension ends with the console: clients are served to their end, and nothing is left behind."""
+    with pooler.login() as client:
+        with pooler.console() as console:
+            console.query("SUSPEND")
+            assert console.query("SHUTDOWN WAIT_FOR_CLIENTS").tags == ["SHUTDOWN"]
+        pooler.wait_log("admin disappeared when suspended, doing RESUME")
+        assert client.query("SELECT 1").value == "1"
+    assert pooler.wait_end() == 0
+    assert "client connections dropped, exiting" in pooler.log()
+    assert not os.path.exists(pooler.unix_path)
+
+
+@pytest.mark.since("1.23")
+def test_a_console_that_leaves_last_takes_the_socket_file_along(pooler):
+    with pooler.console() as console:
+        console.query("SUSPEND")
+        assert console.query("SHUTDOWN WAIT_FOR_CLIENTS").tags == ["SHUTDOWN"]
+    assert pooler.wait_end() == 0
+    assert re.search("admin disappeared when suspended, doing RESUME\n(.*\n)*.*client connections dropped, exiting", pooler.log())
+    assert not os.path.exists(pooler.unix_path)
+
+
 class OwnConsole(Wire):
     """The console's own user over the Unix socket, in a process of the daemon's user: collects descriptors."""
 

@@ -44,6 +44,27 @@ fn console_s6_suspend_serves_who_waits_and_then_hands_out_nothing() {
 }
 
 #[test]
+fn a_suspension_that_nobody_can_end_ends_in_a_shutdown_too() {
+    let mut bench = Bench::new(|c| c.settings.default_pool_size = 1);
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 1)[0];
+    assert_eq!(bench.pools.suspend(bench.now), Ok(()));
+    bench.pools.freeze();
+    bench.release(held, 0);
+    bench.pools.set_shutdown(ShutdownMode::WaitForClients, bench.now);
+    let ticket = bench.queue((client(1, 0), pool));
+    assert_eq!(bench.pools.resume_all(bench.now), Err("pooler is shutting down".to_owned()));
+    assert_eq!(bench.pools.collect(ticket), Collected::Waiting);
+    bench.pools.unsuspend(bench.now);
+    assert_eq!(bench.pools.pause_mode(), PauseMode::None);
+    assert!(matches!(bench.pools.collect(ticket), Collected::Granted(_)));
+    // a pause is another matter
+    bench.pools.set_shutdown(ShutdownMode::WaitForServers, bench.now);
+    bench.pools.unsuspend(bench.now);
+    assert_eq!(bench.pools.pause_mode(), PauseMode::Paused);
+}
+
+#[test]
 fn console_s6_errors() {
     let mut bench = Bench::new(|_| {});
     let now = bench.now;

@@ -28,10 +28,82 @@ fn s1_an_auto_entry_sleeps_and_goes_after_autodb_idle_timeout() {
     assert!(matches!(&bench.actions()[..], [Action::Log(_, text)] if text == "registered new auto-database: new"));
     bench.tick_after(SECOND);
     assert_eq!(bench.pools.database_rows().len(), 1, "it sleeps");
+    assert_eq!(bench.pools.totals().databases, 1, "and is not counted");
     bench.tick_after(Micros::from_secs(3600));
-    assert_eq!(bench.pools.totals().databases, 2);
+    assert_eq!(bench.pools.names.len(), 2);
     bench.tick_after(SECOND);
-    assert_eq!(bench.pools.totals().databases, 1);
+    assert_eq!(bench.pools.names.len(), 1);
+}
+
+#[test]
+fn s1_whoever_asks_for_an_auto_entry_may_log_it_himself() {
+    let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
+    assert_eq!(bench.pools.pause_db("new", bench.now), Ok(true));
+    assert_eq!(bench.pools.take_registered().as_deref(), Some("registered new auto-database: new"));
+    assert_eq!(bench.pools.pause_db("new", bench.now), Ok(true));
+    assert_eq!(bench.pools.take_registered(), None);
+    assert_eq!(bench.actions(), []);
+}
+
+#[test]
+fn s1_the_wildcard_is_no_database() {
+    let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
+    for _ in 0..2 {
+        assert_eq!(bench.pools.find_database("*", bench.now), None);
+        let no_such = Err("no such database: *".to_owned());
+        assert_eq!(bench.pools.pause_db("*", bench.now), no_such.clone().map(|()| true));
+        assert_eq!(bench.pools.disable_db(Some("*"), bench.now), no_such);
+        assert_eq!(bench.pools.resume_db("*", bench.now), no_such);
+    }
+    assert_eq!((bench.actions(), bench.pools.names.len()), (Vec::new(), 1));
+}
+
+/// A bench with the auto entry "zz", to which `command` was done before it fell asleep.
+fn asleep(command: impl FnOnce(&mut Bench)) -> Bench {
+    let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
+    command(&mut bench);
+    bench.tick_after(SECOND);
+    assert_eq!(bench.pools.database_rows().len(), 1, "it sleeps");
+    bench
+}
+
+#[test]
+fn console_s6_a_sleeping_entry_does_not_keep_the_process_from_suspending() {
+    let mut bench = asleep(|bench| assert_eq!(bench.pools.pause_db("zz", bench.now), Ok(true)));
+    assert!(!bench.pools.has_paused_entry());
+    assert_eq!(bench.pools.suspend(bench.now), Ok(()));
+    let mut bench = asleep(|bench| assert_eq!(bench.pools.kill(Some("zz"), bench.now), Ok(())));
+    assert_eq!(bench.pools.suspend(bench.now), Ok(()));
+    assert_eq!(bench.pools.resume_all(bench.now), Ok(()));
+    // whoever asks for it finds it paused
+    let pool = bench.attach("zz", "ann");
+    bench.queue((client(1, 0), pool));
+    assert_eq!(bench.launched(), None);
+    assert_eq!(bench.pools.suspend(bench.now), Err("cannot suspend with paused databases".to_owned()));
+}
+
+#[test]
+fn console_s6_a_pause_ends_although_the_entry_falls_asleep_under_way() {
+    let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
+    let db = bench.pools.find_database("zz", bench.now).expect("it is made");
+    let ann = bench.pools.attach(db, "ann", false, bench.now).expect("no limit is reached");
+    let held = bench.linked(ann.pool, 1)[0];
+    bench.release(held, 0);
+    bench.pools.detach(ann.pool, ann.user, true, bench.now);
+    assert_eq!(bench.pools.pause_db("zz", bench.now), Ok(false));
+    bench.tick_after(SECOND);
+    assert_eq!(bench.pools.database_rows().len(), 1, "it sleeps");
+    assert!(bench.pools.has_paused_entry() && bench.pools.paused_entries_drained());
+}
+
+#[test]
+fn s1_commands_wake_a_sleeping_entry() {
+    let mut bench = asleep(|bench| assert_eq!(bench.pools.disable_db(Some("zz"), bench.now), Ok(())));
+    assert_eq!(bench.pools.enable_db(Some("zz"), bench.now), Ok(()));
+    assert_eq!(bench.pools.database_rows().len(), 2);
+    bench.tick_after(SECOND);
+    assert_eq!(bench.pools.resume_db("zz", bench.now), Err("database zz is not paused".to_owned()));
+    assert_eq!((bench.pools.database_rows().len(), bench.pools.totals().databases), (2, 2));
 }
 
 #[test]
