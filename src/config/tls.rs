@@ -293,7 +293,8 @@ fn tls13_ciphers(text: &str) -> Result<Vec<&'static str>, String> {
 }
 
 fn curve(text: &str) -> Result<Option<Curve>, String> {
-    if text.is_empty() || text.eq_ignore_ascii_case("auto") {
+    // every suite here needs a curve: `none` can only mean that no single one is asked for
+    if ["", "auto", "none"].iter().any(|known| text.eq_ignore_ascii_case(known)) {
         return Ok(None);
     }
     let known = CURVES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
@@ -510,6 +511,10 @@ mod tests {
         let policy = settings.client_tls_policy().expect("valid");
         assert_eq!((policy.tls12, policy.tls13, policy.curve), (true, true, None));
         assert_eq!((policy.tls12_suites.len(), policy.tls13_suites.len()), (6, 3));
+        for none in ["none", "NONE", "Auto", ""] {
+            settings.set("client_tls_ecdhcurve", none).expect("valid");
+            assert_eq!(settings.client_tls_policy().map(|policy| policy.curve), Ok(None), "{none}");
+        }
         settings.set("client_tls_ecdhcurve", "P-384").expect("valid");
         settings.set("client_tls_dheparams", "NONE").expect("valid");
         settings.set("client_tls13_ciphers", "tls_aes_128_gcm_sha256:TLS_AES_256_GCM_SHA384").expect("valid");

@@ -264,6 +264,13 @@ def test_versions(tls_pooler, ca):
         pooler.wait_log("handshake failed: unsupported protocol")
 
 
+@pytest.mark.ours
+def test_no_single_curve(tls_pooler, ca):
+    pooler = tls_pooler(ini={"client_tls_ecdhcurve": "none"})
+    with pooler.wire().start_tls(trusting(ca)) as wire:
+        wire.login("app", "p0")
+
+
 # Certificates of clients.
 
 def client_login(pooler, ca, pair):
