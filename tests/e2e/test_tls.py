@@ -265,6 +265,15 @@ def test_versions(tls_pooler, ca):
 
 
 @pytest.mark.ours
+@pytest.mark.parametrize("protocols, version", [("all", "TLSv1.3"), ("tlsv1", "TLSv1.3"), ("!tlsv1.3", "TLSv1.2")])
+def test_groups_mean_what_there_is_of_them(tls_pooler, ca, protocols, version):
+    pooler = tls_pooler(ini={"client_tls_protocols": protocols})
+    with pooler.wire().start_tls(trusting(ca)) as wire:
+        wire.login("app", "p0")
+        assert wire.sock.version() == version
+
+
+@pytest.mark.ours
 def test_no_single_curve(tls_pooler, ca):
     pooler = tls_pooler(ini={"client_tls_ecdhcurve": "none"})
     with pooler.wire().start_tls(trusting(ca)) as wire:
@@ -694,6 +703,7 @@ def test_settings_that_cannot_be_served_stop_the_start(make_pooler, ca, server_p
 @pytest.mark.ours
 @pytest.mark.parametrize("changes, lines", [
     ({"client_tls_protocols": "tlsv1.0,tlsv1.1"}, ["ERROR invalid client_tls_protocols: tlsv1.0,tlsv1.1", "ERROR TLS 1.0 and 1.1 are not supported"]),
+    ({"client_tls_protocols": "!secure"}, ["ERROR invalid client_tls_protocols: !secure", "ERROR it leaves none of the versions of this build"]),
     ({"client_tls_ciphers": "AES256-SHA"}, ["ERROR invalid client_tls_ciphers: AES256-SHA", '"AES256-SHA" is not among the suites of this build: ECDHE-']),
     ({"client_tls_dheparams": "legacy"}, ["ERROR invalid client_tls_dheparams: legacy"]),
     ({"client_tls_ecdhcurve": "secp521r1"}, ["ERROR invalid client_tls_ecdhecurve: secp521r1", "ERROR the curves of this build are "]),
