@@ -368,6 +368,21 @@ def test_a_certificate_is_a_login(tls_pooler, pg, ca, common_name, names, user):
     pooler.wait_log(re.compile(r"ERROR C-.*TLS certificate name mismatch"))
 
 
+def test_common_names_in_teletex(tls_pooler, ca):
+    pooler = tls_pooler("verify-full", ini={"auth_type": "cert"})
+    assert as_user(pooler, ca, ca.issue("app", encoding="T61String")) == "1"
+
+
+@pytest.mark.parametrize("name", ["app2\0x", " "])
+def test_names_made_to_deceive(tls_pooler, ca, name):
+    pooler = tls_pooler("verify-full", ini={"auth_type": "cert"}, userlist={"app": "", "app2": "", " ": "", "admin": "SecurePass2024!"})
+    pair = ca.issue("app", (name,))
+    for user in ("app", "app2", " "):
+        with pytest.raises(ServerError, match="certificate authentication failed"):
+            as_user(pooler, ca, pair, user)
+    pooler.wait_log(re.compile(r"ERROR C-.*TLS certificate name mismatch"))
+
+
 def test_strangers_with_certificates(tls_pooler, ca):
     pooler = tls_pooler("verify-full", ini={"auth_type": "cert"})
     with pytest.raises(ServerError, match="certificate authentication failed"):
