@@ -6,33 +6,46 @@
 use std::net::IpAddr;
 
 use sha2::{Digest, Sha256, Sha384, Sha512};
+use x509_parser::asn1_rs::Tag;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 use x509_parser::signature_algorithm::SignatureAlgorithm;
-use x509_parser::x509::{AlgorithmIdentifier, X509Version};
+use x509_parser::x509::{AlgorithmIdentifier, AttributeTypeAndValue, X509Version};
 
 use super::facts::Certificate;
 
-/// The names in a certificate in DER; `None` if it cannot be read. A name with a NUL in it is none: other readers would see
-/// its beginning only.
+/// The names in a certificate in DER; `None` if it cannot be read. It has none at all if an alternative name was made to
+/// deceive: others would see only the beginning of one with a NUL in it, and RFC 5280 forbids those that are blank.
 #[must_use]
 pub fn names(der: &[u8]) -> Option<Certificate> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let mut names = Certificate::default();
-    let honest = |name: &str| !name.is_empty() && !name.contains('\0');
     if let Some(alternatives) = certificate.subject_alternative_name().ok()? {
         for name in &alternatives.value.general_names {
             match name {
-                GeneralName::DNSName(name) if honest(name) => names.dns_names.push((*name).to_owned()),
+                GeneralName::DNSName(name) if deceives(name) => return Some(Certificate::default()),
+                GeneralName::DNSName(name) if !name.is_empty() => names.dns_names.push((*name).to_owned()),
                 GeneralName::IPAddress(bytes) => names.ip_addresses.extend(address(bytes)),
                 _ => {}
             }
         }
     }
-    let common = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-    names.common_name = common.filter(|name| honest(name)).map(str::to_owned);
+    let common = certificate.subject().iter_common_name().next().and_then(text);
+    names.common_name = common.filter(|name| !name.is_empty() && !name.contains('\0'));
     Some(names)
+}
+
+fn deceives(name: &str) -> bool {
+    name.contains('\0') || (!name.is_empty() && name.trim().is_empty())
+}
+
+/// The text of an attribute. TeletexString is Latin-1 to all who write it, whatever its standard says.
+fn text(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
+    if attribute.attr_value().tag() == Tag::TeletexString {
+        return Some(attribute.as_slice().iter().copied().map(char::from).collect());
+    }
+    attribute.as_str().ok().map(str::to_owned)
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -285,6 +298,29 @@ mod tests {
         assert_eq!(check_validity(leaf, i64::from(u32::MAX) * 10), Err(Invalid::Expired));
         assert_eq!(check_validity(b"", 0), Err(Invalid::Unreadable));
         assert_eq!(plainly_issued(leaf, Purpose::Server), None);
+    }
+
+    /// The certificate with `from` in its names replaced by `to`: what it says is read before anybody asks who signed it.
+    fn with(from: &[u8], to: &[u8]) -> Certificate {
+        let mut der = include_bytes!("testdata/leaf.der").to_vec();
+        let at = der.windows(from.len()).rposition(|bytes| bytes == from).expect("is there");
+        der[at..at + from.len()].copy_from_slice(to);
+        names(&der).expect("readable")
+    }
+
+    #[test]
+    fn common_names_in_teletex() {
+        let names = with(b"\x0c\x05alice", b"\x14\x05al\xefce");
+        assert_eq!(names.common_name.as_deref(), Some("al\u{ef}ce"));
+        assert_eq!(with(b"\x0c\x05alice", b"\x0c\x05al\0ce").common_name, None);
+    }
+
+    #[test]
+    fn names_made_to_deceive() {
+        assert!(with(b"db.example", b"dx.example").is_for("alice"));
+        for name in [b"db\0example", b"          "] {
+            assert_eq!(with(b"db.example", name), Certificate::default(), "{name:?}");
+        }
     }
 
     #[test]

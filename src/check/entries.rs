@@ -3,6 +3,7 @@
 use super::Severity;
 use crate::config::connstr::{self, DATABASE_KEYS, EntryError, NUMBER_KEYS, PEER_KEYS, USER_KEYS};
 use crate::config::load::nearest;
+use crate::config::mask::{self, MASK};
 use crate::config::{Database, LoadBalanceHosts, Peer, PoolMode, UserSettings, value::Value as _};
 
 /// Something about an entry.
@@ -94,7 +95,10 @@ fn doubtful(key: &str, value: &str, known: &[&'static str]) -> Option<Mistake> {
         return Some(Mistake::warning(text, "write reserve_pool_size"));
     }
     if value.split_once('=').is_some_and(|(word, _)| known.contains(&word)) {
-        let text = format!("the value of {key} is \"{}\"", if key == "password" { "..." } else { value });
+        let text = format!(
+            "the value of {key} is \"{}\"",
+            if key == "password" { MASK.to_owned() } else { mask::refused(value) }
+        );
         return Some(Mistake::warning(text, format!("leave {key} out: values cannot be empty")));
     }
     if !NUMBER_KEYS.contains(&key) {
@@ -102,6 +106,7 @@ fn doubtful(key: &str, value: &str, known: &[&'static str]) -> Option<Mistake> {
     }
     let digits = value.strip_prefix('-').unwrap_or(value);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        let value = mask::refused(value);
         let text = format!("the value of {key} is \"{value}\", of which only leading digits count");
         return Some(Mistake::warning(text, "write a whole number"));
     }

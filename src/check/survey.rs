@@ -10,7 +10,7 @@ use super::entries::{self, Mistake};
 use super::{Finding, Place, Severity};
 use crate::config::ini::{Item, Reader, Unreadable, Why};
 use crate::config::load::{MAX_INCLUDE_DEPTH, SECTIONS, io_error_text, keep_forced_user, nearest};
-use crate::config::{Config, ReadFile, SetError, connstr, keys};
+use crate::config::{Config, ReadFile, SetError, connstr, keys, mask};
 
 /// What the file says, and where.
 pub(super) struct Survey {
@@ -172,7 +172,7 @@ impl Survey {
             }
             Err(SetError::BadValue) => {
                 let expects = keys::find(key).map_or("another value", |key| key.expects);
-                let text = format!("invalid value \"{value}\" for {key}");
+                let text = format!("invalid value \"{}\" for {key}", mask::refused_value(key, value));
                 self.error(place.clone(), text, better(value, expects));
             }
             Err(SetError::ReservedAuthDbname) => {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::mask::{self, MASK};
 use super::value::atoi;
 use super::{CONSOLE_DATABASE, Database, LoadBalanceHosts, LogLine, Peer, PoolMode, UserSettings};
 
@@ -44,11 +45,12 @@ impl fmt::Display for EntryError {
         match self {
             Self::Syntax => f.write_str("syntax error in connection string"),
             Self::UserSyntax => f.write_str("syntax error in user settings"),
-            Self::UnknownKey(key) => write!(f, "unrecognized connection parameter: {key}"),
-            Self::UnknownUserKey(key) => write!(f, "unrecognized user parameter: {key}"),
-            Self::Port(text) => write!(f, "invalid port: {text}"),
-            Self::PoolMode(text) => write!(f, "invalid pool mode: {text}"),
-            Self::LoadBalanceHosts(text) => write!(f, "invalid load_balance_hosts: {text}"),
+            // keys may be URLs, and values, of which none is empty, the pair that follows
+            Self::UnknownKey(key) => write!(f, "unrecognized connection parameter: {}", mask::refused(key)),
+            Self::UnknownUserKey(key) => write!(f, "unrecognized user parameter: {}", mask::refused(key)),
+            Self::Port(text) => write!(f, "invalid port: {}", mask::refused(text)),
+            Self::PoolMode(text) => write!(f, "invalid pool mode: {}", mask::refused(text)),
+            Self::LoadBalanceHosts(text) => write!(f, "invalid load_balance_hosts: {}", mask::refused(text)),
             Self::Reserved => write!(f, "database name \"{CONSOLE_DATABASE}\" is reserved"),
             // PgBouncer's words, whatever the reason
             Self::NameTooLong(_) => f.write_str("cannot create database, no memory?"),
@@ -313,9 +315,13 @@ fn unquote(text: &str) -> Result<(String, &str), Malformed> {
     }
 }
 
-/// `connstr` for a log line: with `...` in place of every password, also when the text around it is broken.
+/// `connstr` as it may be shown: with `...` in place of every password, and of all that may belong to one if the text is
+/// none that counts.
 pub(crate) fn masked(connstr: &str) -> String {
     const KEY: &str = "password";
+    if parse_database("", connstr).is_err() {
+        return mask::refused(connstr);
+    }
     let mut out = String::with_capacity(connstr.len());
     let mut rest = connstr;
     while let Some(at) = rest.find(KEY) {
@@ -327,7 +333,7 @@ pub(crate) fn masked(connstr: &str) -> String {
             continue;
         };
         out.push_str(&tail[..tail.len() - value.len()]);
-        out.push_str("...");
+        out.push_str(MASK);
         rest = match value.strip_prefix('\'') {
             // a quote that does not end the value may stand in the middle of the password
             Some(quoted) => {
@@ -505,16 +511,22 @@ mod tests {
     fn no_password_in_a_log_line() {
         for (text, want) in [
             ("host=a port=x", "host=a port=x"),
-            ("host=a password=geheim port=x", "host=a password=... port=x"),
-            ("password = 'ge''heim' port=x", "password = ... port=x"),
+            ("host=a password=geheim port=1", "host=a password=... port=1"),
+            ("host=a password=geheim port=x", "host=a password=..."),
+            ("password = 'ge''heim' port=1", "password = ... port=1"),
             ("port=x password='geheim", "port=x password=..."),
             ("password='ge'heim port=x", "password=..."),
+            ("host=a password=my geheim", "host=a password=..."),
             ("dbname=password host=x", "dbname=password host=x"),
             ("password=a password=b", "password=... password=..."),
             ("password", "password"),
-            ("password=", "password=..."),
+            ("password=", "password="),
         ] {
             assert_eq!(masked(text), want, "{text:?}");
+        }
+        for text in ["port= password=geheim", "postgres://u:geheim@h/?a=b", "pool_mode= passwd=geheim"] {
+            let line = parse_database("a", text).expect_err("refused").to_string();
+            assert!(!line.contains("geheim"), "{line}");
         }
         let db = parse_database("a", "password=geheim").expect("valid");
         assert!(!format!("{db:?}").contains("geheim"));

@@ -6,11 +6,9 @@
 use std::fmt::Write as _;
 
 use super::connstr::masked;
+use super::mask::MASK;
 use super::value::{LoadBalanceHosts, is_c_space};
 use super::{Config, Database, Peer, UserSettings, keys};
-
-/// What stands in the place of a password.
-const MASK: &str = "...";
 
 /// The text of the file.
 #[must_use]

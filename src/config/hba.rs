@@ -125,11 +125,9 @@ impl Rule {
         };
         let database = match who.replicating {
             Replicating::Physical => self.databases.replication,
-            Replicating::No => {
-                self.databases.contain(who.database) || (self.databases.same_user && who.database == who.user)
-            }
+            Replicating::No => self.databases.contain(who.database, who),
         };
-        reached && database && self.users.contain(who.user)
+        reached && database && self.users.contain(who.user, who)
     }
 }
 
@@ -145,8 +143,9 @@ impl Addresses {
 }
 
 impl Names {
-    fn contain(&self, name: &str) -> bool {
-        self.all || self.listed.contains(name)
+    /// `name` is the database or the user of `who`.
+    fn contain(&self, name: &str, who: &Subject<'_>) -> bool {
+        self.all || (self.same_user && who.database == who.user) || self.listed.contains(name)
     }
 }
 
@@ -180,11 +179,18 @@ struct Parser<'a> {
     log: Vec<LogLine>,
 }
 
-/// Whose names are being read: databases have more keywords.
+/// Whose names are being read: `replication` is a kind of database, and no user.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NamesOf {
     Databases,
     Users,
+}
+
+impl NamesOf {
+    /// Is this a keyword of PostgreSQL's that rules here cannot be made of?
+    fn lack(self, word: &str) -> bool {
+        word == "samerole" || word == "samegroup" || (self == Self::Users && word == "replication")
+    }
 }
 
 impl Parser<'_> {
@@ -232,7 +238,7 @@ impl Parser<'_> {
         loop {
             if words.eat("all") {
                 into.all = true;
-            } else if of == NamesOf::Databases && words.eat("sameuser") {
+            } else if words.eat("sameuser") {
                 into.same_user = true;
             } else if of == NamesOf::Databases && words.eat("replication") {
                 into.replication = true;
@@ -248,7 +254,7 @@ impl Parser<'_> {
     fn name(&mut self, words: &mut Words<'_>, of: NamesOf, file: &Path, depth: usize, into: &mut Names) -> Option<()> {
         let plain = words.kind() == Kind::Plain;
         let name = words.any()?;
-        if plain && of == NamesOf::Databases && (name == "samerole" || name == "samegroup") {
+        if plain && of.lack(&name) {
             self.warn(format!("{name} is not supported"));
             return None;
         }

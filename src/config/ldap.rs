@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use super::mask::{self, MASK};
 use super::value::is_c_space;
 
 /// Options as written: they may hold the password of the user who searches.
@@ -153,27 +154,17 @@ impl Options {
     /// # Errors
     /// What is wrong with them, for the log.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut given = Given::default();
-        let mut rest = text;
-        loop {
-            rest = rest.trim_start_matches(|c| is_c_space(c) || c == ',');
-            if rest.is_empty() {
-                return given.options();
-            }
-            let (key, after) =
-                word(rest, '=').ok_or_else(|| format!("malformed LDAP options at \"{}\"", head(rest)))?;
-            let Some(after) = after.strip_prefix('=') else { return Err(format!("invalid LDAP option: \"{key}\"")) };
-            let (value, after) = word(after, ',').ok_or_else(|| format!("malformed LDAP option: \"{key}\""))?;
-            given.take(&key, value)?;
-            rest = after;
-        }
+        Given::read(text)?.options()
     }
 }
 
-/// Options as they may be shown: without the password.
+/// Options as they may be shown: without the password, and without all that may belong to one if they cannot be read.
 #[must_use]
 pub fn masked(text: &str) -> String {
     const KEY: &str = "ldapbindpasswd";
+    if Given::read(text).is_err() {
+        return mask::refused(text);
+    }
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find(KEY) {
@@ -183,7 +174,7 @@ pub fn masked(text: &str) -> String {
         let after = tail.strip_prefix('"').unwrap_or(tail);
         if let Some(value) = after.strip_prefix('=') {
             out.push_str(&tail[..tail.len() - value.len()]);
-            out.push_str("...");
+            out.push_str(MASK);
             rest = word(value, ',').map_or("", |(_, rest)| rest);
         }
     }
@@ -234,6 +225,33 @@ struct Given {
 }
 
 impl Given {
+    fn read(text: &str) -> Result<Self, String> {
+        let mut given = Self::default();
+        let mut rest = text;
+        loop {
+            rest = rest.trim_start_matches(|c| is_c_space(c) || c == ',');
+            if rest.is_empty() {
+                return Ok(given);
+            }
+            let (key, after) =
+                word(rest, '=').ok_or_else(|| format!("malformed LDAP options at \"{}\"", given.shown(head(rest))))?;
+            let Some(after) = after.strip_prefix('=') else { return Err(given.invalid(&key)) };
+            let (value, after) =
+                word(after, ',').ok_or_else(|| format!("malformed LDAP option: \"{}\"", given.shown(&key)))?;
+            given.take(&key, value)?;
+            rest = after;
+        }
+    }
+
+    /// A word that is out of place: behind the password it may be more of that.
+    const fn shown<'a>(&self, word: &'a str) -> &'a str {
+        if self.bind_password.is_some() { MASK } else { word }
+    }
+
+    fn invalid(&self, key: &str) -> String {
+        format!("invalid LDAP option: \"{}\"", self.shown(key))
+    }
+
     fn take(&mut self, key: &str, value: String) -> Result<(), String> {
         match key {
             "ldapserver" => self.servers = value,
@@ -248,7 +266,7 @@ impl Given {
             "ldapsearchattribute" => self.attribute = Some(value),
             "ldapsearchfilter" => self.filter = Some(value),
             "ldapurl" => self.url(&value)?,
-            _ => return Err(format!("invalid LDAP option: \"{key}\"")),
+            _ => return Err(self.invalid(key)),
         }
         Ok(())
     }
@@ -418,7 +436,12 @@ mod tests {
             ("ldapserver=s", "ldapserver=s"),
             ("ldapbindpasswd=geheim", "ldapbindpasswd=..."),
             ("ldapbindpasswd=\"ge \"\"heim\", ldapserver=s", "ldapbindpasswd=..., ldapserver=s"),
-            ("\"ldapbindpasswd\"=geheim a=b", "\"ldapbindpasswd\"=... a=b"),
+            ("\"ldapbindpasswd\"=geheim ldapport=1", "\"ldapbindpasswd\"=... ldapport=1"),
+            ("ldapserver=s ldapbindpasswd=my geheim", "ldapserver=s ldapbindpasswd=..."),
+            ("ldapbindpasswd= geheim", "ldapbindpasswd= ..."),
+            ("ldapbindpasswd=a geheim=b", "ldapbindpasswd=..."),
+            ("LDAPBINDPASSWD=geheim ldapserver=s", "LDAPBINDPASSWD=..."),
+            ("ldapserver=s ldapbindpassword=\"geheim\"", "ldapserver=s ldapbindpassword=..."),
             ("ldapbindpasswd=\"geheim", "ldapbindpasswd=..."),
             ("ldapbindpasswd", "ldapbindpasswd"),
         ] {
@@ -460,6 +483,9 @@ mod tests {
         for (text, want) in [
             ("nonsense=1", "invalid LDAP option: \"nonsense\""),
             ("ldapserver", "invalid LDAP option: \"ldapserver\""),
+            ("ldapbindpasswd=my secret", "invalid LDAP option: \"...\""),
+            ("ldapbindpasswd=my sec=ret", "invalid LDAP option: \"...\""),
+            ("ldapbindpasswd=my sec=\"ret", "malformed LDAP option: \"...\""),
             ("ldapserver =x", "invalid LDAP option: \"ldapserver\""),
             ("ldapport=0", "invalid LDAP port number: \"0\""),
             ("ldapscheme=x", "invalid ldapscheme value: \"x\""),

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::connstr::{self, DATABASE_KEYS, EntryError, USER_KEYS};
 use super::ini::{self, Item, Unreadable, Why};
+use super::mask;
 use super::{Config, Database, LogLine, SetError, WILDCARD, keys};
 
 /// Gives the bytes of a file. Relative paths are the reader's business; PgBouncer takes them from the working
@@ -188,9 +189,10 @@ impl<'a> Loader<'a> {
         let invalid = |value: &str| {
             LogLine::error(format!("invalid value \"{value}\" for parameter {key} in configuration {place}"))
         };
+        let shown = mask::refused_value(key, value);
         let Some(section) = self.section else {
             self.log.push(LogLine::error(format!("load_init_file: value without section: {key}")));
-            self.log.push(invalid(value));
+            self.log.push(invalid(&shown));
             return Err(LoadFailed);
         };
         let error = match section {
@@ -199,7 +201,7 @@ impl<'a> Loader<'a> {
                     return Ok(());
                 };
                 self.log.extend(error.detail(key).map(LogLine::error));
-                self.log.push(invalid(value));
+                self.log.push(invalid(&shown));
                 if error == SetError::Unknown {
                     self.hint(key, keys::TABLE.iter().map(|key| key.name));
                 }
@@ -213,7 +215,7 @@ impl<'a> Loader<'a> {
             return Ok(());
         };
         self.log.extend(error.log_lines());
-        self.log.push(invalid(&connstr::masked(value)));
+        self.log.push(invalid(&shown));
         match &error {
             EntryError::UnknownKey(key) if matches!(section, Section::Databases) => {
                 self.hint(key, DATABASE_KEYS.iter().copied());

@@ -17,6 +17,7 @@ pub(crate) mod ini;
 pub mod keys;
 pub mod ldap;
 pub(crate) mod load;
+pub(crate) mod mask;
 pub mod metrics_address;
 pub mod tls;
 pub mod userlist;

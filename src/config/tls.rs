@@ -238,13 +238,15 @@ fn policy(texts: &Texts<'_>) -> Result<Policy, Refused> {
     Ok(Policy { tls12, tls13, tls12_suites, tls13_suites, curve })
 }
 
-/// TLS 1.0 and 1.1 are bits of their own, so that they can be told from nonsense.
+/// Whether TLS 1.2 and 1.3 are among the versions of a list. TLS 1.0 and 1.1 are bits of their own: a group means those of
+/// its versions that there are, while one that is asked for by name is refused. A list that begins with a removal removes
+/// from all.
 fn versions(text: &str) -> Result<(bool, bool), Option<String>> {
     const OLD: u8 = 1 | 2;
     const TLS12: u8 = 4;
     const TLS13: u8 = 8;
     const ALL: u8 = OLD | TLS12 | TLS13;
-    let mut set = 0;
+    let (mut set, mut named) = (0, 0);
     let words = if text.is_empty() { "secure" } else { text };
     for word in words.split([',', ':']).map(str::trim) {
         let (remove, word) = word.strip_prefix('!').map_or((false, word), |word| (true, word));
@@ -259,15 +261,17 @@ fn versions(text: &str) -> Result<(bool, bool), Option<String>> {
         };
         if remove {
             set = if set == 0 { ALL & !bits } else { set & !bits };
+            named &= !bits;
         } else {
             set |= bits;
+            named |= if bits & !OLD == 0 { bits } else { 0 };
         }
     }
-    if set & OLD != 0 {
+    if named != 0 {
         return Err(Some("TLS 1.0 and 1.1 are not supported by this build; tlsv1.2 and tlsv1.3 are".to_owned()));
     }
     match (set & TLS12 != 0, set & TLS13 != 0) {
-        (false, false) => Err(None),
+        (false, false) => Err(Some("it leaves none of the versions of this build: tlsv1.2, tlsv1.3".to_owned())),
         some => Ok(some),
     }
 }
@@ -293,7 +297,8 @@ fn tls13_ciphers(text: &str) -> Result<Vec<&'static str>, String> {
 }
 
 fn curve(text: &str) -> Result<Option<Curve>, String> {
-    if text.is_empty() || text.eq_ignore_ascii_case("auto") {
+    // every suite here needs a curve: `none` can only mean that no single one is asked for
+    if ["", "auto", "none"].iter().any(|known| text.eq_ignore_ascii_case(known)) {
         return Ok(None);
     }
     let known = CURVES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
@@ -442,9 +447,18 @@ mod tests {
             ("secure:!tlsv1.3", Some((true, false))),
             ("all:!tlsv1.0:!tlsv1.1", Some((true, true))),
             ("!tlsv1.0,!tlsv1.1,!tlsv1.2", Some((false, true))),
-            ("all", None),
-            ("tlsv1", None),
+            ("all", Some((true, true))),
+            ("tlsv1", Some((true, true))),
+            ("!tlsv1.3", Some((true, false))),
+            ("!tlsv1.2", Some((false, true))),
+            ("All,!TLSv1.3", Some((true, false))),
+            ("tlsv1.3,!secure,tlsv1.2", Some((true, false))),
+            ("tlsv1.0,!tlsv1.0,tlsv1.2", Some((true, false))),
+            ("!secure", None),
+            ("!all", None),
+            ("!tlsv1.2,!tlsv1.3,!tlsv1.0", None),
             ("tlsv1.0", None),
+            ("all,tlsv1.0", None),
             ("tlsv1.1,tlsv1.2", None),
             ("secure,!tlsv1.2,!tlsv1.3", None),
             ("legacy", None),
@@ -465,6 +479,14 @@ mod tests {
                 vec![
                     "invalid server_tls_protocols: tlsv1.0",
                     "TLS 1.0 and 1.1 are not supported by this build; tlsv1.2 and tlsv1.3 are",
+                ],
+            ),
+            (
+                "client_tls_protocols",
+                "!secure",
+                vec![
+                    "invalid client_tls_protocols: !secure",
+                    "it leaves none of the versions of this build: tlsv1.2, tlsv1.3",
                 ],
             ),
             ("client_tls_dheparams", "legacy", vec!["invalid client_tls_dheparams: legacy"]),
@@ -510,6 +532,10 @@ mod tests {
         let policy = settings.client_tls_policy().expect("valid");
         assert_eq!((policy.tls12, policy.tls13, policy.curve), (true, true, None));
         assert_eq!((policy.tls12_suites.len(), policy.tls13_suites.len()), (6, 3));
+        for none in ["none", "NONE", "Auto", ""] {
+            settings.set("client_tls_ecdhcurve", none).expect("valid");
+            assert_eq!(settings.client_tls_policy().map(|policy| policy.curve), Ok(None), "{none}");
+        }
         settings.set("client_tls_ecdhcurve", "P-384").expect("valid");
         settings.set("client_tls_dheparams", "NONE").expect("valid");
         settings.set("client_tls13_ciphers", "tls_aes_128_gcm_sha256:TLS_AES_256_GCM_SHA384").expect("valid");

@@ -108,13 +108,12 @@ impl Worker {
     fn database_login(&mut self, client: &mut Client, mut user: String, entry: Option<Entry>) -> Result<(), End> {
         let auth_type = self.live.config.settings.auth_type;
         if auth_type == AuthType::Any {
-            if let Some((_, database)) = &entry {
-                let Some(forced) = &database.user else {
-                    tracing::error!(conn = %client.prefix(), "auth_type=any requires forced user");
-                    return Err(Disconnect::fatal("bouncer config error").into());
-                };
-                user.clone_from(forced);
-            }
+            // users come before databases: one that there is not has no forced user either
+            let Some(forced) = entry.as_ref().and_then(|(_, database)| database.user.as_ref()) else {
+                tracing::error!(conn = %client.prefix(), "auth_type=any requires forced user");
+                return Err(Disconnect::fatal("bouncer config error").into());
+            };
+            user.clone_from(forced);
             return self.enter_database(client, entry, Identity { user, known: None, fetched: false });
         }
         let known = self.live.users.get(&user).cloned();

@@ -202,9 +202,10 @@ def test_any_uses_the_forced_user(make_pooler):
     pooler.start()
     with pooler.login("whoever", password="") as wire:
         assert wire.query("SELECT current_user").value == "trustuser"
-    with pytest.raises(ServerError, match="bouncer config error"):
-        pooler.login("whoever", "free")
-    pooler.wait_log("auth_type=any requires forced user")
+    for times, database in enumerate(("free", "nowhere"), 1):
+        with pytest.raises(ServerError, match="bouncer config error"):
+            pooler.login("whoever", database)
+        pooler.wait_log("auth_type=any requires forced user", times)
 
 
 def hba(make_pooler, rules, users=None):

@@ -90,6 +90,18 @@ def test_names_from_files(hba):
     refused(pooler, "no authentication method is found", user="plainuser")
 
 
+def test_keywords_in_the_place_of_users(hba):
+    pooler = hba("host all sameuser 127.0.0.1/32 trust\nhost all samerole,app 127.0.0.1/32 trust\n"
+                 "host all samegroup 127.0.0.1/32 trust\nhost all replication 127.0.0.1/32 trust\n",
+                 userlist={"app": "", "sameuser": "", "samerole": "", "replication": "", "admin": "SecurePass2024!"})
+    for line, word in ((4, "samerole"), (5, "samegroup"), (6, "replication")):
+        pooler.wait_log(f"WARNING {word} is not supported")
+        pooler.wait_log(f"WARNING could not parse hba config line {line}")
+    refused(pooler, "no such database: app", database="app")
+    for user in ("app", "sameuser", "samerole", "replication"):
+        refused(pooler, "no authentication method is found", user=user)
+
+
 def test_bad_lines_are_left_out_with_warnings(hba):
     pooler = hba("hosts all all all trust\nhost all all all krb5\nhost all all 10.0.0.1/8 trust\nhost all samegroup all trust\n"
                  "host samerole all all trust\nhost all app all trust map=none\nhost all app all trust\n", before="")

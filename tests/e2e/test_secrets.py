@@ -2,10 +2,12 @@
 
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
+from support import system
 from support.postgres import ROLES
 from support.wire import ServerError
 
@@ -60,3 +62,38 @@ def test_a_password_that_was_replaced_is_nowhere(make_pooler, auth_type, measure
     if os.geteuid() == 0 or os.access(f"/proc/{pooler.process.pid}/mem", os.R_OK):
         assert in_memory(pooler, NEW) > 0, "the one in force is there: the search works"
         measured.exactly("old passwords in memory", in_memory(pooler, OLD))
+
+
+LINES = ["p9 = host=x password=my {}", "p9 = host=x password='x' '{}'", "p9 = host=x PASSWORD={}", "p9 = host=x passwd={}",
+         "p9 = host=x pasword='{}'", "p9 = host=x port= password={}", "p9 = postgres://u:{}@h/db?a=b", "password={}"]
+
+
+def ask(binary, pooler, question):
+    return system.run([binary.path, question, pooler.conf], check=False, switch_user=True, cwd=pooler.dir)
+
+
+def test_passwords_in_lines_that_are_refused_are_not_logged(make_pooler, binary):
+    pooler = make_pooler()
+    good = pooler.conf.read_text()
+    for line in LINES:
+        pooler.conf.write_text(good.replace("[databases]\n", f"[databases]\n{line.format(OLD)}\n"))
+        before = pooler.log().count("ERROR invalid value ")
+        pooler.signal(signal.SIGHUP)
+        system.until(lambda: pooler.log().count("ERROR invalid value ") > before, what=line)
+        checked = ask(binary, pooler, "--check")
+        assert checked.returncode == 1
+        assert OLD not in checked.stdout + checked.stderr, line
+        assert OLD not in pooler.log(), line
+
+
+@pytest.mark.parametrize("option", ["ldapbindpasswd=my {}", "ldapbindpasswd= {}", "ldapbindpassword={}", "LDAPBINDPASSWD={}"])
+def test_passwords_in_options_that_cannot_be_read_are_not_shown(make_pooler, binary, option):
+    options = f"ldapserver=127.0.0.1 ldapbasedn=x {option.format(OLD)}"
+    pooler = make_pooler(ini={"auth_ldap_options": options})
+    shown = pooler.setting("auth_ldap_options") + ask(binary, pooler, "--dump-config").stdout
+    assert shown.count("ldapbasedn=x") == 2 and OLD not in shown
+    pooler.admin("SET auth_type = 'ldap'")
+    with pytest.raises(ServerError, match="LDAP authentication failed"):
+        pooler.login(password="anything")
+    pooler.wait_log("WARNING invalid LDAP option: ")
+    assert OLD not in pooler.log()

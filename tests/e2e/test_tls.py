@@ -264,6 +264,22 @@ def test_versions(tls_pooler, ca):
         pooler.wait_log("handshake failed: unsupported protocol")
 
 
+@pytest.mark.ours
+@pytest.mark.parametrize("protocols, version", [("all", "TLSv1.3"), ("tlsv1", "TLSv1.3"), ("!tlsv1.3", "TLSv1.2")])
+def test_groups_mean_what_there_is_of_them(tls_pooler, ca, protocols, version):
+    pooler = tls_pooler(ini={"client_tls_protocols": protocols})
+    with pooler.wire().start_tls(trusting(ca)) as wire:
+        wire.login("app", "p0")
+        assert wire.sock.version() == version
+
+
+@pytest.mark.ours
+def test_no_single_curve(tls_pooler, ca):
+    pooler = tls_pooler(ini={"client_tls_ecdhcurve": "none"})
+    with pooler.wire().start_tls(trusting(ca)) as wire:
+        wire.login("app", "p0")
+
+
 # Certificates of clients.
 
 def client_login(pooler, ca, pair):
@@ -349,6 +365,21 @@ def test_a_certificate_is_a_login(tls_pooler, pg, ca, common_name, names, user):
     assert as_user(pooler, ca, pair, user) == "1"
     with pytest.raises(ServerError, match="certificate authentication failed"):
         as_user(pooler, ca, pair, "nobody")
+    pooler.wait_log(re.compile(r"ERROR C-.*TLS certificate name mismatch"))
+
+
+def test_common_names_in_teletex(tls_pooler, ca):
+    pooler = tls_pooler("verify-full", ini={"auth_type": "cert"})
+    assert as_user(pooler, ca, ca.issue("app", encoding="T61String")) == "1"
+
+
+@pytest.mark.parametrize("name", ["app2\0x", " "])
+def test_names_made_to_deceive(tls_pooler, ca, name):
+    pooler = tls_pooler("verify-full", ini={"auth_type": "cert"}, userlist={"app": "", "app2": "", " ": "", "admin": "SecurePass2024!"})
+    pair = ca.issue("app", (name,))
+    for user in ("app", "app2", " "):
+        with pytest.raises(ServerError, match="certificate authentication failed"):
+            as_user(pooler, ca, pair, user)
     pooler.wait_log(re.compile(r"ERROR C-.*TLS certificate name mismatch"))
 
 
@@ -687,6 +718,7 @@ def test_settings_that_cannot_be_served_stop_the_start(make_pooler, ca, server_p
 @pytest.mark.ours
 @pytest.mark.parametrize("changes, lines", [
     ({"client_tls_protocols": "tlsv1.0,tlsv1.1"}, ["ERROR invalid client_tls_protocols: tlsv1.0,tlsv1.1", "ERROR TLS 1.0 and 1.1 are not supported"]),
+    ({"client_tls_protocols": "!secure"}, ["ERROR invalid client_tls_protocols: !secure", "ERROR it leaves none of the versions of this build"]),
     ({"client_tls_ciphers": "AES256-SHA"}, ["ERROR invalid client_tls_ciphers: AES256-SHA", '"AES256-SHA" is not among the suites of this build: ECDHE-']),
     ({"client_tls_dheparams": "legacy"}, ["ERROR invalid client_tls_dheparams: legacy"]),
     ({"client_tls_ecdhcurve": "secp521r1"}, ["ERROR invalid client_tls_ecdhecurve: secp521r1", "ERROR the curves of this build are "]),

@@ -75,11 +75,14 @@ fn physical_replication_needs_its_keyword() {
 }
 
 #[test]
-fn keywords_of_databases_are_names_of_users() {
+fn keywords_are_no_names_of_users_unless_they_are_quoted() {
     for user in ["sameuser", "replication", "samerole", "samegroup"] {
-        let text = format!("host all {user} all trust");
+        let text = format!("host all \"{user}\" all trust");
         assert_eq!(line_for(&text, &subject("1.1.1.1", "x", user)), 1);
         assert_eq!(line_for(&text, &subject("1.1.1.1", "x", "x")), 0);
+    }
+    for (database, user, line) in [("u", "u", 1), ("x", "u", 0), ("x", "sameuser", 0), ("x", "v", 1)] {
+        assert_eq!(line_for("host all sameuser,v all trust", &subject("1.1.1.1", database, user)), line);
     }
 }
 
@@ -140,6 +143,9 @@ fn lines_that_are_refused_and_their_warnings() {
         ("host \"all all all md5", None),
         ("host samerole all all md5", Some("samerole is not supported")),
         ("host x,samegroup all all md5", Some("samegroup is not supported")),
+        ("host all samerole all md5", Some("samerole is not supported")),
+        ("host all samegroup,x all md5", Some("samegroup is not supported")),
+        ("host all x,replication all md5", Some("replication is not supported")),
         ("host all all", Some("hba line 1: did not find address - 4 - 'all'")),
         ("host all all \"10.0.0.0/8\" md5", Some("hba line 1: did not find address - 0 - '10.0.0.0/8'")),
         ("host all all foo/24 md5", Some("hba line 1: failed to parse address - foo")),

@@ -145,8 +145,29 @@ fn each_mistake_has_its_lines() {
             "[databases]\na = password=geheim prot=1\n",
             &[
                 "unrecognized connection parameter: prot",
-                "invalid value \"password=... prot=1\" for parameter a in configuration (p.ini:2)",
+                "invalid value \"password=...\" for parameter a in configuration (p.ini:2)",
                 "did you mean \"port\"?",
+            ],
+        ),
+        (
+            "[databases]\na = host=h password=my geheim\n",
+            &[
+                "syntax error in connection string",
+                "invalid value \"host=h password=...\" for parameter a in configuration (p.ini:2)",
+            ],
+        ),
+        (
+            "[databases]\npassword=geheim\n",
+            &[
+                "syntax error in connection string",
+                "invalid value \"...\" for parameter password in configuration (p.ini:2)",
+            ],
+        ),
+        (
+            "[pgbouncer]\na = host=h passwd=geheim\n",
+            &[
+                "unknown parameter: pgbouncer/a",
+                "invalid value \"host=h passwd=...\" for parameter a in configuration (p.ini:2)",
             ],
         ),
         (

@@ -6,6 +6,7 @@ import ipaddress
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from . import system
@@ -67,10 +68,11 @@ class Authority:
     def remove(self):
         system.remove_dir(self.dir)
 
-    def issue(self, common_name="localhost", names=(), days=(-1, 300), algorithm="ec", hash=hashes.SHA256(), usage=None, ca=False):
-        """A certificate valid between two days counted from today."""
+    def issue(self, common_name="localhost", names=(), days=(-1, 300), algorithm="ec", hash=hashes.SHA256(), usage=None, ca=False,
+              encoding=None):
+        """A certificate valid between two days counted from today. `encoding` is the string type of the common name."""
         key = ec.generate_private_key(ec.SECP256R1()) if algorithm == "ec" else rsa.generate_private_key(65537, 2048)
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name, _type=encoding and _ASN1Type[encoding])] if common_name else [])
         builder = (
             x509.CertificateBuilder().subject_name(subject).issuer_name(self.name).public_key(key.public_key())
             .serial_number(x509.random_serial_number())
