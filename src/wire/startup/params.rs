@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use crate::disconnect::Disconnect;
+use crate::wire::fields::split_cstr;
 
 /// Longest text of an error that is built from what a client sent.
 const MAX_ERROR_BYTES: usize = 127;
@@ -268,8 +269,8 @@ impl<'a> Iterator for Pairs<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (key, rest) = cstr(self.0).filter(|(key, _)| !key.is_empty())?;
-        let (value, rest) = cstr(rest)?;
+        let (key, rest) = split_cstr(self.0).filter(|(key, _)| !key.is_empty())?;
+        let (value, rest) = split_cstr(rest)?;
         self.0 = rest;
         Some((key, value))
     }
@@ -278,11 +279,6 @@ impl<'a> Iterator for Pairs<'a> {
 /// As [`String::from_utf8_lossy`], and faster where nothing is to be replaced.
 fn text(bytes: &[u8]) -> Cow<'_, str> {
     std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
-}
-
-fn cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = memchr::memchr(0, bytes)?;
-    Some((&bytes[..end], &bytes[end + 1..]))
 }
 
 /// Takes one argument off `options`: unescaped, or none where it is neither `-c` nor `--`. Ends with the text.
