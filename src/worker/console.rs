@@ -130,9 +130,7 @@ impl Worker {
         self.clients.put_back(client);
         self.turn(who);
     }
-}
 
-impl Worker {
     /// A command will be answered later. Its console is read on, unless the extended protocol has to keep the order.
     pub(super) fn console_waits(&mut self, who: ClientRef) {
         if let Some(Phase::Console(console)) = self.clients.get_mut(who).map(|client| &mut client.phase)

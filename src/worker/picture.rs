@@ -91,9 +91,7 @@ impl Worker {
         let (mut rows, mut linked, mut listed) = (Vec::new(), Vec::new(), HashSet::new());
         let server_row = |server, state| server_row(server, state, self.shared.listen_port, handover);
         // by the servers, of whom there are few
-        let linked_to = |place: &Place| if let Place::Linked(client) = place { Some(*client) } else { None };
-        for client in self.places.iter().filter_map(linked_to) {
-            let Some(client) = self.clients.get(client) else { continue };
+        for client in self.places.linked().filter_map(|client| self.clients.get(client)) {
             let Some(server) = &client.server else { continue };
             listed.insert(client.id);
             rows.push(self.client_row(client, handover));

@@ -326,8 +326,7 @@ impl Worker {
     /// next transaction.
     pub(super) fn take_pool_modes(&mut self) {
         let broker = self.shared.broker.lock();
-        let linked_to = |place: &Place| if let Place::Linked(client) = place { Some(*client) } else { None };
-        for client in self.places.iter().filter_map(linked_to) {
+        for client in self.places.linked() {
             let Some(client) = self.clients.get_mut(client) else { continue };
             let ordinary = |server: &Server| server.replication == Replication::None && server.side.inherited.is_none();
             if let (Some(server), Some(pool)) = (&client.server, &client.pool)

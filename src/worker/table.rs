@@ -169,6 +169,11 @@ impl Places {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Place> {
         self.places.iter().map(|(_, place)| place)
     }
+
+    /// The clients that servers are linked to.
+    pub(crate) fn linked(&self) -> impl Iterator<Item = ClientRef> {
+        self.iter().filter_map(|place| if let Place::Linked(client) = place { Some(*client) } else { None })
+    }
 }
 
 /// What a turn holds: enough to give everything back should the turn panic.
