@@ -1,6 +1,7 @@
 """A door before PostgreSQL that the test can shut for connections to come, or take away."""
 
 import socket
+import threading
 
 from .way import in_background, pump, serve, shut
 
@@ -11,13 +12,20 @@ class Gate:
 
     def __init__(self, port):
         self._target, self.shut, self.held, self._joined = port, False, [], []
+        # what is accepted while shut is kept in one turn: a connection that `let_go` did not see has found the door open
+        self._kept, self._turn = [], threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         serve(self._listener, self._join)
 
     def _join(self, sock):
-        if self.shut:
-            self.held.append((sock, sock.recv(16, socket.MSG_WAITALL)))
+        with self._turn:
+            keep = self.shut
+            if keep:
+                self._kept.append(sock)
+        if keep:
+            if said := sock.recv(16, socket.MSG_WAITALL):
+                self.held.append((sock, said))
             return
         other = socket.create_connection(("127.0.0.1", self._target))
         self._joined += [sock, other]
@@ -26,9 +34,9 @@ class Gate:
 
     def let_go(self):
         """Closes what was held."""
-        for sock, _ in self.held:
-            sock.close()
-        self.held = []
+        with self._turn:
+            shut(*self._kept)
+            self._kept, self.held = [], []
 
     def refuse(self):
         """From now on connections are refused, and those that there are end."""
