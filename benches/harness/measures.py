@@ -10,7 +10,8 @@ from . import kit as kits
 from .contender import Contender, certificate, cpu_us, rss_bytes
 from .tables import Table, middle, ratio, spread
 
-STAR = "Median (least to most); a ratio is ours to the other one's, and has a star where the ranges do not overlap."
+STAR = ("Median (least to most). A ratio is the median of those of pairs, which were measured right after each other, with the middle half "
+        "of them in brackets, and a star where nine of ten are on one side of 1.")
 
 
 class Yard:
@@ -38,10 +39,8 @@ class Yard:
         system.remove_dir(self.dir)
 
     def interleaved(self, cases, contenders=None, rounds=None, **start):
-        """Samples of every case and contender: each round starts every pooler anew and takes them in turning order.
-
-        `cases` maps labels to functions of a running contender, or to None where it cannot do that.
-        """
+        """Samples of every case and contender: each round starts every pooler anew and takes them in turning order. `cases` maps
+        labels to functions of a running contender."""
         contenders = contenders or [self.ours, self.other]
         samples = {(label, c.name): [] for label in cases for c in contenders}
         for turn in range(rounds or self.rounds):
@@ -50,9 +49,7 @@ class Yard:
             try:
                 for label, measure in cases.items():
                     for contender in contenders[turn % 2:] + contenders[:turn % 2]:
-                        value = measure(contender)
-                        if value is not None:
-                            samples[label, contender.name].append(value)
+                        samples[label, contender.name].append(measure(contender))
             finally:
                 for contender in contenders:
                     contender.stop()
@@ -88,17 +85,15 @@ def transactions(yard):
 
     def case(mode, clients):
         def measure(contender):
-            if mode == "prepared" and not contender.tracks_prepared():
-                return None
-            return yard.load(contender, mode=mode, clients=clients)
+            able = mode != "prepared" or contender.tracks_prepared()
+            return yard.load(contender, mode=mode if able else "simple", clients=clients)
         return measure
 
     again = yard.contender("other again", yard.other_program)
     samples = yard.interleaved({f"{mode}, {clients}": case(mode, clients) for mode, clients in wanted})
     for mode, clients in wanted:
-        ours = samples[f"{mode}, {clients}", "ours"]
-        other = samples[f"{mode}, {clients}", "other"] or samples.get((f"simple, {clients}", "other"), [])
-        mark = "" if samples[f"{mode}, {clients}", "other"] else " (its simple)"
+        ours, other = (samples[f"{mode}, {clients}", name] for name in ("ours", "other"))
+        mark = " (its simple)" if mode == "prepared" and not yard.other.tracks_prepared() else ""
         mine, theirs = per_transaction(ours), per_transaction(other)
         table.row(f"{mode}, {clients}", spread(mine), spread(theirs) + mark, ratio(mine, theirs), latency(ours), latency(other))
     noise = yard.interleaved({"simple, 16": case("simple", 16)}, [again, yard.other])
@@ -179,15 +174,20 @@ def logins(yard):
 
 def fairness(yard):
     """200 clients over 10 servers, each transaction holds its server for a millisecond: the longest wait against the median."""
-    table = Table("Fairness", ["", "ours, longest / median", "other, longest / median", "ours, p99 / median", "other, p99 / median",
-                               "ours, least / most served", "other, least / most served"])
+    table = Table("Fairness", ["", "in turns, longest / median", "in time, longest / median", "in time, p99 / median", "least / most served"])
+    two = yard.contender("ours, 2 workers", yard.ours_program, {"worker_threads": 2})
+    contenders = [yard.ours, two, yard.other]
     cases = {"one query": "delay", "BEGIN, query, COMMIT": "BEGIN|delay|COMMIT"}
-    samples = yard.interleaved({label: lambda c, s=sql: yard.load(c, clients=200, sql=s) for label, sql in cases.items()}, default_pool_size=10)
+    samples = yard.interleaved({label: lambda c, s=sql: yard.load(c, clients=200, sql=s) for label, sql in cases.items()}, contenders,
+                               default_pool_size=10)
     for label in cases:
-        both = samples[label, "ours"], samples[label, "other"]
-        cells = [spread([one[key] / one["p50_us"] for one in seen]) for key in ("longest_us", "p99_us") for seen in both]
-        table.row(label, *cells, *[middle([one["least"] / one["most"] for one in seen]) for seen in both])
-    table.note("A wait is a whole transaction, queueing included. Median (least to most).")
+        for contender in contenders:
+            seen = samples[label, contender.name]
+            shares = [[one[over] / one[under] for one in seen] for over, under in (
+                ("most_turns", "p50_turns"), ("longest_us", "p50_us"), ("p99_us", "p50_us"), ("least", "most"))]
+            table.row(f"{label}: {contender.name}", *map(spread, shares))
+    table.note("Median (least to most). A wait is a whole transaction, queueing included. In turns it is how many transactions of all clients "
+               "were finished meanwhile: what overtakes shows there, but not what the machine holds up for all.")
     return table
 
 

@@ -40,11 +40,14 @@ def spread(samples, digits=2):
 
 
 def ratio(ours, other):
-    """Ours to the other one's; with a star if the ranges do not overlap."""
+    """Ours to the other one's: the median of what each pair says, of which each was measured right after the other, and between
+    what the middle half of them lies. With a star if nine of ten pairs are on the same side of 1."""
     if not ours or not other:
         return "-"
-    apart = min(len(ours), len(other)) > 1 and (max(ours) < min(other) or max(other) < min(ours))
-    return f"{statistics.median(ours) / statistics.median(other):.2f}{'*' if apart else ' '}"
+    pairs = sorted(mine / its for mine, its in zip(ours, other, strict=True))
+    quarter = len(pairs) // 4
+    sure = len(pairs) > 1 and max(sum(pair < 1 for pair in pairs), sum(pair > 1 for pair in pairs)) >= 0.9 * len(pairs)
+    return f"{statistics.median(pairs):.2f} ({pairs[quarter]:.2f} to {pairs[-1 - quarter]:.2f}){'*' if sure else ' '}"
 
 
 def number(value, digits):

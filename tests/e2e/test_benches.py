@@ -31,11 +31,15 @@ def test_a_table_is_filled_in_and_the_rest_stays(tmp_path):
         page.fill(copy, "nothing", "")
 
 
-def test_a_star_means_that_ranges_do_not_overlap():
-    assert tables.ratio([1.0, 1.2], [2.0, 2.2]) == "0.52*"
-    assert tables.ratio([1.0, 2.1], [2.0, 2.2]) == "0.74 "
-    assert tables.ratio([1.0], [2.0]) == "0.50 ", "one sample has no range"
+def test_a_star_means_that_nearly_all_pairs_agree():
+    assert tables.ratio([1.0, 3.0, 1.0], [2.0, 4.0, 2.0]) == "0.50 (0.50 to 0.75)*", "what slows both says nothing"
+    assert tables.ratio([1.0, 2.1], [2.0, 2.0]) == "0.78 (0.50 to 1.05) "
+    assert tables.ratio([1.0, 1.0, 1.0, 9.0], [2.0, 2.0, 2.0, 2.0]) == "0.50 (0.50 to 0.50) "
+    assert tables.ratio([9.0] + [1.0] * 9, [2.0] * 10) == "0.50 (0.50 to 0.50)*"
+    assert tables.ratio([1.0], [2.0]) == "0.50 (0.50 to 0.50) ", "one pair can be chance"
     assert tables.ratio([], [2.0]) == "-"
+    with pytest.raises(ValueError):
+        tables.ratio([1.0, 1.0], [2.0])
 
 
 def test_instructions_count_for_the_file_they_were_written_in(tmp_path):

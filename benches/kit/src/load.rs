@@ -114,9 +114,18 @@ struct Load {
     relogin: bool,
     /// What a copy into the server consists of.
     copied: (Rc<Vec<u8>>, u64),
-    /// For each active client: when its transaction began, how many steps are done, and how many transactions were counted.
-    running: Vec<(Instant, usize, u64)>,
+    running: Vec<Running>,
+    /// Transactions of all clients, the warm-up's too.
+    finished: u64,
     window: Option<Window>,
+}
+
+/// An active client.
+struct Running {
+    /// When its transaction began, and how many transactions of all clients were finished then.
+    began: (Instant, u64),
+    steps: usize,
+    counted: u64,
 }
 
 /// What is counted between two moments.
@@ -127,7 +136,11 @@ struct Window {
     kit_us: f64,
     transactions: u64,
     bytes: u64,
+    /// Nanoseconds.
     times: Histogram,
+    /// How many transactions were finished while one waited, itself included: waits as the line counts them, whatever else the
+    /// machine does meanwhile.
+    turns: Histogram,
 }
 
 pub fn run(options: &Options) -> io::Result<()> {
@@ -148,9 +161,9 @@ pub fn run(options: &Options) -> io::Result<()> {
         say("ready")?;
         wait_for_line()?;
     }
-    let mut load = Load { crowd, requests, relogin, copied, running: Vec::new(), window: None };
+    let mut load = Load { crowd, requests, relogin, copied, running: Vec::new(), finished: 0, window: None };
     for at in 0..active {
-        load.running.push((Instant::now(), 0, 0));
+        load.running.push(Running { began: (Instant::now(), 0), steps: 0, counted: 0 });
         if relogin {
             load.crowd.clients.push(Client::start(&mut load.crowd.target, load.crowd.poll.registry(), Token(at))?);
         } else {
@@ -179,7 +192,7 @@ impl Load {
             }
         }
         let window = self.window.take().expect("the loop ends with an open window");
-        say(&window.report(&watched, &kit, &self.running))
+        say(&window.report(&watched, &kit, &self.running, self.finished))
     }
 
     fn advance(&mut self, at: usize, seen: &Seen) -> io::Result<()> {
@@ -194,19 +207,20 @@ impl Load {
         if seen.ready == 0 {
             return Ok(());
         }
-        let (began, steps, counted) = &mut self.running[at];
-        *steps += seen.ready as usize;
+        let running = &mut self.running[at];
+        running.steps += seen.ready as usize;
         // a connection of its own answers the login before the first step
         let answers = self.requests.len() + usize::from(self.relogin);
-        if *steps < answers {
-            return client.socket.write(&self.requests[*steps - usize::from(self.relogin)]);
+        if running.steps < answers {
+            return client.socket.write(&self.requests[running.steps - usize::from(self.relogin)]);
         }
-        let now = Instant::now();
+        self.finished += 1;
+        let now = (Instant::now(), self.finished);
         if let Some(window) = &mut self.window {
-            window.finished(*began, now);
-            *counted += 1;
+            window.finished(running.began, now);
+            running.counted += 1;
         }
-        (*began, *steps) = (now, 0);
+        (running.began, running.steps) = (now, 0);
         if self.relogin {
             client.socket.write(TERMINATE)?;
             *client = Client::start(&mut self.crowd.target, self.crowd.poll.registry(), Token(at))?;
@@ -226,32 +240,37 @@ impl Window {
             transactions: 0,
             bytes: 0,
             times: Histogram::new(),
+            turns: Histogram::new(),
         }
     }
 
-    fn finished(&mut self, began: Instant, now: Instant) {
+    fn finished(&mut self, began: (Instant, u64), now: (Instant, u64)) {
         self.transactions += 1;
         // how long took what began before cannot be said fairly: the warm-up is in it
-        if began >= self.since {
-            self.times.add(now - began);
+        if began.0 >= self.since {
+            self.times.add((now.0 - began.0).as_nanos() as u64);
+            self.turns.add(now.1 - began.1);
         }
     }
 
     /// One line of JSON.
-    fn report(self, watched: &[u32], kit: &[u32], running: &[(Instant, usize, u64)]) -> String {
+    fn report(self, watched: &[u32], kit: &[u32], running: &[Running], finished: u64) -> String {
         let (cpu, kit_us, seconds) = (cpu_us(watched) - self.cpu_us, cpu_us(kit) - self.kit_us, self.since.elapsed());
         // who still waits counts with the time so far
-        let waiting = running.iter().map(|(began, ..)| began.elapsed()).max().unwrap_or_default();
-        let longest = self.times.longest.max(waiting).as_secs_f64() * 1e6;
-        let counts = || running.iter().map(|(.., counted)| *counted);
+        let waiting = running.iter().map(|client| client.began.0.elapsed().as_nanos() as u64).max().unwrap_or(0);
+        let turns = running.iter().map(|client| finished - client.began.1).max().unwrap_or(0);
+        let counts = || running.iter().map(|client| client.counted);
         format!(
             "{{\"transactions\": {}, \"seconds\": {:.6}, \"cpu_us\": {cpu:.1}, \"kit_us\": {kit_us:.1}, \"bytes\": {}, \"p50_us\": {:.1}, \
-             \"p99_us\": {:.1}, \"longest_us\": {longest:.1}, \"least\": {}, \"most\": {}}}",
+             \"p99_us\": {:.1}, \"longest_us\": {:.1}, \"p50_turns\": {:.0}, \"most_turns\": {}, \"least\": {}, \"most\": {}}}",
             self.transactions,
             seconds.as_secs_f64(),
             self.bytes,
-            self.times.quantile_us(0.5),
-            self.times.quantile_us(0.99),
+            self.times.quantile(0.5) / 1e3,
+            self.times.quantile(0.99) / 1e3,
+            self.times.largest.max(waiting) as f64 / 1e3,
+            self.turns.quantile(0.5),
+            self.turns.largest.max(turns),
             counts().min().unwrap_or(0),
             counts().max().unwrap_or(0),
         )

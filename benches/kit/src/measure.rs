@@ -1,7 +1,6 @@
-//! Run times of processes, and how often which duration was seen.
+//! Run times of processes, and how often which number was seen.
 
 use std::fs;
-use std::time::Duration;
 
 /// Run time of all threads of the processes, microseconds.
 pub fn cpu_us(pids: &[u32]) -> f64 {
@@ -11,47 +10,47 @@ pub fn cpu_us(pids: &[u32]) -> f64 {
     texts.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum::<u64>() as f64 / 1000.0
 }
 
-/// Durations in buckets 1.6 % wide.
+/// Numbers in buckets 1.6 % wide.
 pub struct Histogram {
     counts: Vec<u64>,
-    pub total: u64,
-    pub longest: Duration,
+    total: u64,
+    pub largest: u64,
 }
 
 const STEPS: u64 = 64;
 
 impl Histogram {
     pub fn new() -> Self {
-        Self { counts: vec![0; (STEPS * 64) as usize], total: 0, longest: Duration::ZERO }
+        Self { counts: vec![0; (STEPS * 64) as usize], total: 0, largest: 0 }
     }
 
-    pub fn add(&mut self, duration: Duration) {
-        self.counts[bucket(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))] += 1;
+    pub fn add(&mut self, number: u64) {
+        self.counts[bucket(number)] += 1;
         self.total += 1;
-        self.longest = self.longest.max(duration);
+        self.largest = self.largest.max(number);
     }
 
-    /// Microseconds that a share of all durations does not exceed.
-    pub fn quantile_us(&self, share: f64) -> f64 {
+    /// What a share of all numbers does not exceed.
+    pub fn quantile(&self, share: f64) -> f64 {
         let wanted = (self.total as f64 * share).ceil() as u64;
         let mut below = 0;
         let at = self.counts.iter().position(|count| {
             below += count;
             below >= wanted.max(1)
         });
-        at.map_or(0.0, |at| middle_ns(at) / 1000.0)
+        at.map_or(0.0, middle)
     }
 }
 
-fn bucket(ns: u64) -> usize {
-    if ns < STEPS {
-        return ns as usize;
+fn bucket(number: u64) -> usize {
+    if number < STEPS {
+        return number as usize;
     }
-    let shift = u64::from(ns.ilog2()) - 6;
-    (shift * STEPS + (ns >> shift)) as usize
+    let shift = u64::from(number.ilog2()) - 6;
+    (shift * STEPS + (number >> shift)) as usize
 }
 
-fn middle_ns(bucket: usize) -> f64 {
+fn middle(bucket: usize) -> f64 {
     let bucket = bucket as u64;
     if bucket < 2 * STEPS {
         return bucket as f64;
@@ -66,11 +65,11 @@ mod tests {
 
     #[test]
     fn a_quantile_is_near_what_was_added() {
-        for ns in [1, 63, 64, 65, 127, 128, 1000, 123_456, 9_876_543_210] {
+        for number in [1, 63, 64, 65, 127, 128, 1000, 123_456, 9_876_543_210] {
             let mut histogram = Histogram::new();
-            histogram.add(Duration::from_nanos(ns));
-            let found = histogram.quantile_us(0.5) * 1000.0;
-            assert!((found - ns as f64).abs() <= ns as f64 * 0.016, "{found} for {ns}");
+            histogram.add(number);
+            let found = histogram.quantile(0.5);
+            assert!((found - number as f64).abs() <= number as f64 * 0.016, "{found} for {number}");
         }
     }
 }
