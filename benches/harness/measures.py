@@ -228,15 +228,17 @@ def crowd(yard, active=100, total=10_000):
 
 def workers(yard, counts=(1, 2, 4, 8)):
     """Throughput with several workers, 64 clients, nobody pinned to a core."""
-    table = Table("Workers", ["", "CPU µs", "transactions/s", "p50 / p99 µs"])
+    table = Table("Workers", ["", "CPU µs", "to one worker's", "transactions/s", "to one worker's", "p50 / p99 µs"])
     several = [yard.contender(f"ours, {count} worker{'s' * (count > 1)}", yard.ours_program, {"worker_threads": count}) for count in counts]
     contenders = [yard.other, *several]
     with yard.kit.anywhere():
         samples = yard.interleaved({"": lambda c: yard.load(c, split=False, clients=64)}, contenders, split=False)
+    one = samples["", several[0].name]
     for contender in contenders:
         seen = samples["", contender.name]
-        table.row(contender.name, spread(per_transaction(seen)), spread(rate(seen), 0), latency(seen))
-    table.note(f"Median (least to most). The machine has {len(os.sched_getaffinity(0))} cores, and backend and generator want one each: "
+        cells = [cell for of, digits in ((per_transaction, 2), (rate, 0)) for cell in (spread(of(seen), digits), ratio(of(seen), of(one)))]
+        table.row(contender.name, *cells, latency(seen))
+    table.note(f"{STAR} The machine has {len(os.sched_getaffinity(0))} cores, and backend and generator want one each: "
                "more workers than remain share what there is.")
     return table
 
