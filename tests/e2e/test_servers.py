@@ -45,8 +45,9 @@ def test_terminated_idle_server_is_never_seen(make_pooler, pg):
             assert wire.query("SELECT 1").value == "1"
 
 
-def test_fast_fail_after_a_failed_connect(make_pooler):
-    """A logged-in client is told at once that servers cannot be reached."""
+@pytest.fixture
+def too_late(make_pooler):
+    """A logged-in client whose query came after servers could no longer be reached."""
     pooler = make_pooler(start=False, ini={"server_login_retry": 5})
     pooler.databases["moved"] = pooler.backend()
     pooler.write()
@@ -59,26 +60,19 @@ def test_fast_fail_after_a_failed_connect(make_pooler):
     a.send(query("SELECT 1"))
     pooler.wait_log("closing because: connect failed")
     b.send(query("SELECT 1"))
-    error = b.recv()
+    return b
+
+
+def test_fast_fail_after_a_failed_connect(too_late):
+    """He is told at once."""
+    error = too_late.recv()
     assert error.type == "E" and error.fields["S"] == "FATAL" and error.fields["M"].startswith("server login has been failing")
-    assert b.at_eof()
+    assert too_late.at_eof()
 
 
 @pytest.mark.since("1.24")
-def test_fast_fail_tells_the_reason(make_pooler):
-    pooler = make_pooler(start=False, ini={"server_login_retry": 5})
-    pooler.databases["moved"] = pooler.backend()
-    pooler.write()
-    pooler.start()
-    a, b = pooler.login("app", "moved"), pooler.login("app", "moved")
-    a.query("SELECT 1")
-    pooler.databases["moved"]["port"] = free_port()
-    pooler.write()
-    pooler.reload()
-    a.send(query("SELECT 1"))
-    pooler.wait_log("closing because: connect failed")
-    b.send(query("SELECT 1"))
-    b.expect_fatal("server login has been failing, cached error: connect failed (server_login_retry)")
+def test_fast_fail_tells_the_reason(too_late):
+    too_late.expect_fatal("server login has been failing, cached error: connect failed (server_login_retry)")
 
 
 def test_client_waits_for_a_server_that_comes_up(make_pooler, pg):
