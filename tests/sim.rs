@@ -320,6 +320,11 @@ impl World {
         if self.dice.one_in(6) {
             return self.fail(server);
         }
+        self.opened(server, kind, home);
+    }
+
+    /// A connection to a server is there, whatever it is for.
+    fn opened(&mut self, server: ServerId, kind: LaunchKind, home: WorkerId) {
         if self.pools.cancel_connected(server, self.now).is_some() {
             self.carriers.push(server);
         } else if kind == LaunchKind::Login {
@@ -653,16 +658,7 @@ impl World {
             self.settle();
         }
         while let Some((server, _, kind, home)) = self.opening.pop() {
-            if self.pools.cancel_connected(server, self.now).is_some() {
-                self.carriers.push(server);
-            } else if kind == LaunchKind::Login {
-                self.tokens += 1;
-                let conn = Token(Rc::clone(&self.root));
-                let released = self.pools.logged_in(server, conn, 7, home, self.now);
-                self.settle_released(server, released, home);
-            } else {
-                self.pools.gone(server, self.now);
-            }
+            self.opened(server, kind, home);
             self.settle();
         }
         for index in 0..CLIENTS {

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from support import figures, system
+from support.certs import Authority
 from support.pooler import Binary, Pooler
 from support.postgres import Postgres
 
@@ -46,6 +47,22 @@ def pg():
     cluster = Postgres()
     yield cluster
     cluster.remove()
+
+
+@pytest.fixture(scope="module")
+def ca():
+    """The authority that certificates of a test are from."""
+    authority = Authority()
+    yield authority
+    authority.remove()
+
+
+@pytest.fixture(scope="module")
+def stranger():
+    """Another authority, which the pooler does not know."""
+    authority = Authority("stranger")
+    yield authority
+    authority.remove()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Cancel requests hit the query they are meant for, or nothing."""
 
 import os
-import random
 import signal
 import struct
 import subprocess
@@ -11,7 +10,7 @@ import psycopg
 import pytest
 
 from support.gate import Gate
-from support.load import Background
+from support.storm import cancel_storm
 from support.system import as_daemon_user, holds, until
 from support.wire import CANCEL_REQUEST, query
 
@@ -228,40 +227,9 @@ def test_keys_are_random_and_positive(pooler):
 def test_storm_of_cancels_never_hits_another_client(make_pooler, measured):
     """Half the clients are cancelled at random moments; the others must never see a cancelled query."""
     pooler = make_pooler(ini={"default_pool_size": 3})
-    keys, lock = {}, threading.Lock()
-    cancelled = [0]
-
-    def target(background, number):
-        rng = random.Random(number)
-        with pooler.login(timeout=30) as wire:
-            with lock:
-                keys[number] = wire.key
-            while not background.stopping.is_set():
-                got = wire.ask(f"SELECT pg_sleep({rng.random() * 0.01})")
-                if got.error:
-                    assert got.error["C"] == "57014", got.error
-                    cancelled[0] += 1
-
-    def innocent(background, number):
-        with pooler.login(timeout=30) as wire:
-            while not background.stopping.is_set():
-                got = wire.ask("SELECT pg_sleep(0.002)")
-                assert got.error is None, f"an innocent client was told {got.error}"
-                background.count()
-
-    def aim(background, number):
-        rng = random.Random(1000 + number)
-        while not background.stopping.is_set():
-            with lock:
-                key = rng.choice(list(keys.values())) if keys else None
-            if key:
-                cancel(pooler, key)
-            background.stopping.wait(0.003)
-
-    with Background(target, 6) as _targets, Background(innocent, 6) as innocents, Background(aim, 2):
-        until(lambda: innocents.done > 500 and cancelled[0] > 20, 40)
-    measured.least("queries stopped, all of them meant", cancelled[0], 20)
-    measured.least("queries of others, none stopped", innocents.done, 500)
+    stopped, others = cancel_storm(lambda: pooler.login(timeout=30), lambda key: cancel(pooler, key), 0.002, 500, 40)
+    measured.least("queries stopped, all of them meant", stopped, 20)
+    measured.least("queries of others, none stopped", others, 500)
     until(lambda: (pooler.pool()["sv_being_canceled"], pooler.pool()["sv_active"], pooler.pool()["cl_waiting_cancel_req"]) == (0, 0, 0))
 
 

@@ -9,7 +9,7 @@ import time
 import psycopg
 import pytest
 
-from support.load import Background
+from support.storm import cancel_storm
 from support.system import free_port, holds, until
 from support.wire import CANCEL_REQUEST, Wire, query
 
@@ -140,37 +140,8 @@ def test_processes_on_one_port(shared, pg):
 
 def test_storm_over_three_processes(shared):
     """Random cancels through random processes never stop a query of somebody else."""
-    keys, hits, lock = {}, [0], threading.Lock()
-
-    def target(background, number):
-        rng = random.Random(number)
-        with shared[0].login(timeout=30) as wire:
-            with lock:
-                keys[number] = wire.key
-            while not background.stopping.is_set():
-                got = wire.ask(f"SELECT pg_sleep({rng.random() * 0.02})")
-                if got.error:
-                    assert got.error["C"] == "57014", got.error
-                    hits[0] += 1
-
-    def innocent(background, _number):
-        with shared[0].login(timeout=30) as wire:
-            while not background.stopping.is_set():
-                got = wire.ask("SELECT pg_sleep(0.004)")
-                assert got.error is None, f"an innocent client was told {got.error}"
-                background.count()
-
-    def aim(background, number):
-        rng = random.Random(1000 + number)
-        while not background.stopping.is_set():
-            with lock:
-                key = rng.choice(list(keys.values())) if keys else None
-            if key:
-                cancel(shared[0].port, key)
-            background.stopping.wait(0.003)
-
-    with Background(target, 6), Background(innocent, 6) as innocents, Background(aim, 2):
-        until(lambda: innocents.done > 300 and hits[0] > 20, 60)
+    home, through = shared[0], shared[0].port
+    cancel_storm(lambda: home.login(timeout=30), lambda key: cancel(through, key), 0.004, 300, 60)
 
 
 def test_pair_over_tcp(make_pooler, pg):

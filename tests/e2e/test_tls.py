@@ -11,28 +11,13 @@ import psycopg
 import pytest
 
 from support import system
-from support.certs import Authority, self_signed, write
+from support.certs import self_signed, write
 from support.load import Background
 from support.middle import Middleman
 from support.wire import GSSENC_REQUEST, SSL_REQUEST, Closed, ServerError, Wire, cstr, message, query, startup_packet
 
 SSL_PACKET = struct.pack("!II", 8, SSL_REQUEST)
 MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-
-
-@pytest.fixture(scope="module")
-def ca():
-    authority = Authority()
-    yield authority
-    authority.remove()
-
-
-@pytest.fixture(scope="module")
-def stranger():
-    """Another authority, which the pooler does not know."""
-    authority = Authority("stranger")
-    yield authority
-    authority.remove()
 
 
 @pytest.fixture(scope="module")

@@ -12,27 +12,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from support import system
-from support.certs import Authority, self_signed, write
+from support.certs import self_signed, write
 from support.load import Background
 from support.middle import Middleman
 from support.postgres import Postgres
 from support.wire import ServerError
 
 INFO = "TLSv1.3/TLS_AES_256_GCM_SHA384"
-
-
-@pytest.fixture(scope="module")
-def ca():
-    authority = Authority()
-    yield authority
-    authority.remove()
-
-
-@pytest.fixture(scope="module")
-def stranger():
-    authority = Authority("stranger")
-    yield authority
-    authority.remove()
 
 
 class SslPostgres(Postgres):
