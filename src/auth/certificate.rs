@@ -99,6 +99,12 @@ fn signature_hash(algorithm: &AlgorithmIdentifier<'_>) -> Option<Hash> {
     }
 }
 
+/// Does something follow the certificate in `der`?
+#[must_use]
+pub fn ends_early(der: &[u8]) -> bool {
+    element(der).is_some_and(|(_, rest)| !rest.is_empty())
+}
+
 /// The SubjectPublicKeyInfo of a certificate, in DER.
 #[must_use]
 pub fn public_key(der: &[u8]) -> Option<Vec<u8>> {

@@ -231,13 +231,16 @@ impl<'a> Attributes<'a> {
             Some([first, ..]) if char::from(*first) == name => {}
             _ => return Err(malformed(format_args!("attribute \"{name}\" expected"))),
         }
+        if !matches!(self.rest, Some([_, b'=', ..])) {
+            return Err(malformed(format_args!("expected \"=\" after attribute \"{name}\"")));
+        }
         self.any().map(|(_, value)| value)
     }
 
-    /// The next attribute, whatever it is called.
+    /// The next attribute, whatever it is called. The end of a message is a NUL to PgBouncer.
     pub(crate) fn any(&mut self) -> Result<(u8, &'a [u8]), Defect> {
         match self.rest {
-            None | Some([]) => Err(malformed("attribute expected, but found end of string")),
+            None | Some([]) => Err(malformed("attribute expected, but found invalid character \"0x00\"")),
             Some([name, ..]) if !name.is_ascii_alphabetic() => {
                 Err(malformed(format_args!("attribute expected, but found invalid character \"{}\"", show(*name))))
             }
@@ -247,7 +250,8 @@ impl<'a> Attributes<'a> {
                 Ok((*name, &value[..end.unwrap_or(value.len())]))
             }
             Some([name, ..]) => {
-                Err(malformed(format_args!("expected \"=\" after attribute \"{}\"", char::from(*name))))
+                let name = char::from(*name);
+                Err(malformed(format_args!("expected character \"=\" after attribute \"{name}\"")))
             }
         }
     }

@@ -52,20 +52,19 @@ impl ClientFirst {
                 let other = show(*other);
                 return Err(malformed(format_args!("unexpected attribute \"{other}\" in client-first-message")));
             }
+            [b','] => return Err(malformed("unexpected attribute \"0x00\" in client-first-message")),
             [other, ..] => {
                 return Err(malformed(format_args!("comma expected, but found character \"{}\"", show(*other))));
             }
-            [] => return Err(malformed("comma expected, but found end of string")),
+            [] => return Err(malformed("comma expected, but found character \"0x00\"")),
         };
         if bare.first() == Some(&b'm') {
             return Err("client requires an unsupported SCRAM extension".into());
         }
         let mut attributes = Attributes::new(bare);
         let user = attributes.expect(b'n')?;
+        // an empty one is the client's own affair: ours, behind it, makes every exchange another
         let nonce = attributes.expect(b'r')?;
-        if nonce.is_empty() {
-            return Err(malformed("empty nonce"));
-        }
         if !is_printable(nonce) {
             return Err("non-printable characters in SCRAM nonce".into());
         }
@@ -222,15 +221,18 @@ mod tests {
             ("n,a=root,n=,r=abc", "client uses authorization identity, but it is not supported"),
             ("n,,m=ext,n=,r=abc", "client requires an unsupported SCRAM extension"),
             ("n,,n=,r=a\u{7f}c", "non-printable characters in SCRAM nonce"),
-            ("n,,n=,r=", "malformed SCRAM message (empty nonce)"),
+            ("n,,n=,r=", ""),
+            ("n,,n=,r=,x=1", ""),
             ("", "malformed SCRAM message (empty message)"),
             ("x,,n=,r=abc", "malformed SCRAM message (unexpected channel-binding flag \"'x'\")"),
-            ("n", "malformed SCRAM message (comma expected, but found end of string)"),
+            ("n", "malformed SCRAM message (comma expected, but found character \"0x00\")"),
+            ("n,", "malformed SCRAM message (unexpected attribute \"0x00\" in client-first-message)"),
             ("nn", "malformed SCRAM message (comma expected, but found character \"'n'\")"),
             ("n,b", "malformed SCRAM message (unexpected attribute \"'b'\" in client-first-message)"),
             ("n,,r=abc", "malformed SCRAM message (attribute \"n\" expected)"),
             ("n,,n=,", "malformed SCRAM message (attribute \"r\" expected)"),
-            ("n,,n=,r=abc,", "malformed SCRAM message (attribute expected, but found end of string)"),
+            ("n,,n=,r=abc,", "malformed SCRAM message (attribute expected, but found invalid character \"0x00\")"),
+            ("n,,n=,r=abc,x", "malformed SCRAM message (expected character \"=\" after attribute \"x\")"),
         ] {
             let result = ClientFirst::parse(message.as_bytes(), Offer::Nothing).err().unwrap_or_default();
             assert_eq!(result, defect, "{message}");
@@ -259,7 +261,10 @@ mod tests {
                 "malformed SCRAM message (garbage at the end of client-final-message)",
             ),
             (format!("c=biws,r={nonce},p=AAAA"), "malformed SCRAM message (malformed proof in client-final-message)"),
-            (format!("c=biws,r={nonce}"), "malformed SCRAM message (attribute expected, but found end of string)"),
+            (
+                format!("c=biws,r={nonce}"),
+                "malformed SCRAM message (attribute expected, but found invalid character \"0x00\")",
+            ),
             (format!("r={nonce}"), "malformed SCRAM message (attribute \"c\" expected)"),
         ] {
             let result = begin(b"n,,n=,r=abc").finish(message.as_bytes()).err().unwrap_or_default();

@@ -268,7 +268,8 @@ impl Parser<'_> {
         }
     }
 
-    /// Adds the names in a file, whose place is relative to that of the file it is named in.
+    /// Adds the names in a file, whose place is relative to that of the file it is named in. As in PgBouncer a line ends
+    /// where its list does: `a, b c` is `a` and `b`.
     fn file(&mut self, name: &str, of: NamesOf, parent: &Path, depth: usize, into: &mut Names) -> Option<()> {
         let path = parent.parent().map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
         if depth == MAX_FILE_DEPTH {
@@ -286,7 +287,6 @@ impl Parser<'_> {
             let mut words = Words::new(line?);
             if !words.at_end() {
                 self.list(&mut words, of, &path, depth + 1, into)?;
-                words.at_end().then_some(())?;
             }
         }
         Some(())
@@ -302,7 +302,10 @@ impl Parser<'_> {
             return self.refuse(number, format_args!("did not find address - {code} - '{found}'"));
         };
         let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address, Some(bits)),
+            Some((address, bits)) => {
+                words.shorten_last(address.len());
+                (address, Some(bits))
+            }
             None => (text.as_str(), None),
         };
         let Ok(ip) = address.parse::<IpAddr>() else {
@@ -388,8 +391,9 @@ fn method(words: &mut Words<'_>) -> Option<Method> {
     .find_map(|(word, method)| words.eat(word).then_some(method))
 }
 
-/// The mask with that many leading bits.
+/// The mask with that many leading bits; C's reader of numbers, which PgBouncer uses, lets a plus pass.
 fn mask_of_bits(ip: IpAddr, text: &str) -> Option<IpAddr> {
+    let text = text.strip_prefix('+').unwrap_or(text);
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let bits: u32 = digits.then(|| text.parse().ok())??;
     match ip {

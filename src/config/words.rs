@@ -90,6 +90,13 @@ impl<'a> Words<'a> {
         matches!(self.kind, Kind::Plain | Kind::Quoted).then(|| self.take())
     }
 
+    /// Keeps so many bytes of the word read last, if none came behind it: warnings show that much.
+    pub(super) fn shorten_last(&mut self, len: usize) {
+        if !matches!(self.kind, Kind::Plain | Kind::Quoted) {
+            self.text.truncate(len);
+        }
+    }
+
     pub(super) fn at_end(&self) -> bool {
         self.kind == Kind::End
     }

@@ -89,7 +89,11 @@ impl<S, R: Clone> Pools<S, R> {
         for &db in &autos {
             let name = self.entries[db].database.name.clone();
             match self.config.auto_database(&name) {
-                Some(Ok(database)) => self.entries[db].database = Arc::new(database),
+                Some(Ok(database)) => {
+                    let entry = &mut self.entries[db];
+                    entry.database = Arc::new(database);
+                    entry.auth_user = None;
+                }
                 Some(Err(error)) => self.log_lines(error.log_lines()),
                 None => {}
             }

@@ -40,6 +40,8 @@ pub(super) struct Entry {
     pub(super) max_clients: u32,
     pub(super) paused: bool,
     pub(super) disabled: bool,
+    /// Under whom users were first looked up.
+    pub(super) auth_user: Option<Arc<str>>,
     /// Since when an auto entry is unused.
     pub(super) idle_since: Option<Micros>,
     /// Out of the table of names; it exists until its pools are gone.
@@ -61,6 +63,7 @@ impl Entry {
             max_clients: 0,
             paused: false,
             disabled: false,
+            auth_user: None,
             idle_since: None,
             removed: false,
         }

@@ -9,13 +9,14 @@
 //! while everything is paused.
 //!
 //! `slot.rs` one connection and its states, `pool.rs` one entry and user, `limits.rs` entries and users, `entries.rs` how
-//! they come and go, `release.rs` what becomes of a connection, `launch.rs` when a new one is opened, `upkeep.rs` what a
+//! they come and go, `auth_users.rs` under whom users are looked up, `release.rs` what becomes of a connection, `launch.rs` when a new one is opened, `upkeep.rs` what a
 //! tick decides, `admin.rs` the console's commands, `cancel.rs` cancel requests, `replication.rs` replication clients,
 //! `picture.rs` what SHOW shows, `waits.rs` why clients wait.
 
 mod admin;
 mod api;
 mod audit;
+mod auth_users;
 mod cancel;
 mod entries;
 mod launch;
@@ -80,6 +81,8 @@ pub struct Pools<S, R> {
     /// Connections of all pools but those of peers.
     connections: usize,
     console_clients: u32,
+    /// Under whom users of the console were first looked up.
+    console_auth_user: Option<Arc<str>>,
     /// The worker that had a server last; it opens those that nobody in particular asked for.
     last_home: WorkerId,
     /// Counts parkings and queueings.
@@ -116,6 +119,7 @@ impl<S, R: Clone> Pools<S, R> {
             shutdown: ShutdownMode::None,
             connections: 0,
             console_clients: 0,
+            console_auth_user: None,
             last_home: 0,
             stamp: 0,
             grants: 0,

@@ -203,6 +203,7 @@ impl Supervisor {
     /// Gives everybody the new configuration, and new TLS contexts if there are any.
     pub(super) fn put_in_force(&mut self, config: Config, read: Option<FilesRead>, tls: Option<Arc<Contexts>>) {
         let config = Arc::new(config);
+        let from_file = read.is_some();
         let (users, hba) = match read {
             Some(read) => (Arc::new(read.users), read.rules),
             None => (self.live.users.clone(), self.live.hba.clone()),
@@ -224,6 +225,9 @@ impl Supervisor {
         self.pools(|broker| {
             broker.pools.set_known_users(users.keys().cloned());
             broker.pools.configure(config, now);
+            if from_file {
+                broker.pools.forget_auth_users();
+            }
             if servers_outdated {
                 // without databases there is nothing to reconnect
                 let _ = broker.pools.reconnect(None, now);

@@ -73,12 +73,10 @@ impl Worker {
         console: bool,
         outside: Outside,
     ) -> Result<(), End> {
-        let config = &self.live.config;
-        let auth_user = match &entry {
-            Some((_, database)) => effective::auth_user(config, database),
-            None => config.settings.auth_user.as_deref(),
-        };
-        if auth_user.is_some() {
+        let db = entry.as_ref().map(|(db, _)| *db);
+        // what is only global does not count before somebody was looked up under it
+        let exists = console || db.is_some();
+        if exists && self.pools(|broker| broker.pools.has_auth_user(db)) {
             let name = outside.name();
             tracing::error!(conn = %client.prefix(), "{name} can't be used together with database authentication");
             return Err(Disconnect::fatal("bouncer config error").into());
@@ -119,9 +117,9 @@ impl Worker {
         let known = self.live.users.get(&user).cloned();
         if known.is_none() {
             if let Some(entry) = &entry
-                && effective::auth_user(&self.live.config, &entry.1).is_some()
+                && let Some(auth_user) = self.pools(|broker| broker.pools.auth_user(Some(entry.0)))
             {
-                return self.look_up(client, user, Some(entry));
+                return self.look_up(client, user, &auth_user, Some(entry));
             }
             tracing::info!(conn = %client.prefix(), "no such user: {user}");
         }
@@ -201,8 +199,10 @@ impl Worker {
             Some(known) => Some(known.clone()),
             // the console's own user always exists, if only with a secret that nothing matches
             None if user == CONSOLE_DATABASE => Some(Arc::default()),
-            None if settings.auth_user.is_some() => return self.look_up(client, user, None),
             None => {
+                if let Some(auth_user) = self.pools(|broker| broker.pools.auth_user(None)) {
+                    return self.look_up(client, user, &auth_user, None);
+                }
                 tracing::info!(conn = %client.prefix(), "no such user: {user}");
                 None
             }

@@ -32,21 +32,23 @@ fn config_error() -> End {
 }
 
 impl Worker {
-    /// Asks for a server that can tell about `user`. `entry` is what the client wants to use; none is the console.
-    pub(super) fn look_up(&mut self, client: &mut Client, user: String, entry: Option<&Entry>) -> Result<(), End> {
+    /// Asks for a server of `auth_user` that can tell about `user`. `entry` is what the client wants to use; none is the
+    /// console.
+    pub(super) fn look_up(
+        &mut self,
+        client: &mut Client,
+        user: String,
+        auth_user: &str,
+        entry: Option<&Entry>,
+    ) -> Result<(), End> {
         let live = self.live.clone();
-        let settings = &live.config.settings;
-        let database = entry.map(|(_, database)| &**database);
-        let auth_user = match database {
-            Some(database) => effective::auth_user(&live.config, database),
-            None => settings.auth_user.as_deref(),
-        };
-        let sql = database.map_or(&*settings.auth_query, |database| effective::auth_query(&live.config, database));
+        let global = &*live.config.settings.auth_query;
+        let sql = entry.map_or(global, |(_, database)| effective::auth_query(&live.config, database));
         client.user = Some(user.as_str().into());
         let db = self.auth_database(client, entry)?;
         let now = self.now;
         let found = self.pools(|broker| {
-            let pool = broker.pools.auth_pool(db, auth_user?, now)?;
+            let pool = broker.pools.auth_pool(db, auth_user, now)?;
             broker.shared(pool)
         });
         let Some(pool) = found else { return Err(config_error()) };

@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from support.system import until
-from support.wire import ServerError, Wire, cstr, message, startup_packet
+from support.wire import ServerError, Wire, cstr, message, scram_proof, startup_packet
 
 
 def md5_secret(user, password):
@@ -295,6 +295,30 @@ def test_broken_scram_final_message(asked, final):
     assert wire.recv().type == "R"
     wire.send(message("p", final))
     wire.expect_fatal("SASL authentication failed")
+
+
+def test_scram_without_a_nonce_of_the_client(asked):
+    wire = asked("scram-sha-256")
+    wire.send(sasl_initial("SCRAM-SHA-256", b"n,,n=,r="))
+    final, signature = scram_proof("app-secret", "", "n=,r=", wire.recv().body[4:].decode())
+    wire.send(message("p", final.encode()))
+    assert wire.recv().body[4:].decode() == f"v={signature}"
+
+
+@pytest.mark.parametrize("first, log", [
+    (b"n", 'comma expected, but found character "0x00"'),
+    (b"y,", 'unexpected attribute "0x00" in client-first-message'),
+    (b"n,,n=,r=a,x", 'expected character "=" after attribute "x"'),
+    (b"n,,n=,r:a", 'expected "=" after attribute "r"'),
+])
+def test_broken_scram_messages_in_the_log(strict, first, log):
+    pooler = strict("scram-sha-256", "app-secret")
+    with pooler.wire() as wire:
+        wire.startup("app", "p0")
+        wire.recv()
+        wire.send(sasl_initial("SCRAM-SHA-256", first))
+        wire.expect_fatal("SASL authentication failed")
+    pooler.wait_log(f"malformed SCRAM message ({log})")
 
 
 def test_same_salt_for_a_stranger_each_time(strict):

@@ -208,6 +208,72 @@ def test_entry_has_its_own_query_and_user(asking):
     pooler.wait_log("own/plainuser@127.0.0.1")
 
 
+@pytest.fixture
+def asking_as(asking):
+    """A pooler that asks as whom its global auth_user says, and a function that tells as whom it asked for a database."""
+    def make(auth_user="admin", databases=("p0", "p1", "*"), **ini):
+        pooler = asking("plain", auth_user=auth_user, auth_query="SELECT $1::text, 'asked by ' || current_user",
+                        databases=lambda p: {name: p.backend(user="trustuser") for name in databases},
+                        userlist={**ADMIN, "plainuser": "plain-secret"}, **ini)
+
+        def asked_by(database):
+            for name in ("admin", "plainuser"):
+                try:
+                    pooler.login("fetched", database, password=f"asked by {name}").close()
+                    return name
+                except ServerError as error:
+                    if "password authentication failed" not in str(error):
+                        raise
+            raise AssertionError(f"nobody asked for {database}")
+
+        return pooler, asked_by
+
+    return make
+
+
+def test_entry_keeps_the_global_auth_user_until_it_is_read_again(asking_as):
+    pooler, asked_by = asking_as()
+    assert [asked_by("p0"), asked_by("made")] == ["admin", "admin"]
+    pooler.admin("SET auth_user = 'plainuser'")
+    assert pooler.setting("auth_user") == "plainuser"
+    # several logins, for all workers keep the same
+    assert [asked_by("p0") for _ in range(6)] == ["admin"] * 6
+    assert [asked_by(name) for name in ("made", "p1", "other")] == ["admin", "plainuser", "plainuser"]
+    # SET lasts until RELOAD, which concerns entries of the file
+    pooler.reload()
+    assert pooler.setting("auth_user") == "admin"
+    assert [asked_by(name) for name in ("p0", "p1", "made", "other")] == ["admin", "admin", "admin", "plainuser"]
+    pooler.ini["auth_user"] = "plainuser"
+    pooler.write()
+    pooler.reload()
+    assert [asked_by(name) for name in ("p0", "p1", "made")] == ["plainuser", "plainuser", "admin"]
+    # entries made from * are read again when that has changed
+    pooler.databases["*"]["pool_size"] = 7
+    pooler.write()
+    pooler.reload()
+    assert asked_by("made") == "plainuser"
+
+
+def test_entry_without_auth_user_takes_the_one_that_is_set(asking_as):
+    pooler, asked_by = asking_as(auth_user=None)
+    refused(pooler, "password authentication failed")
+    pooler.admin("SET auth_user = 'plainuser'")
+    assert asked_by("p0") == "plainuser"
+
+
+@pytest.mark.since("1.23")
+def test_entry_keeps_the_global_auth_user_for_lookups_elsewhere(asking_as):
+    pooler, asked_by = asking_as(auth_dbname="p1", stats_users="fetched")
+    assert [asked_by("p0"), asked_by("pgbouncer")] == ["admin", "admin"]
+    pooler.admin("SET auth_user = 'plainuser'")
+    assert [asked_by(name) for name in ("p0", "pgbouncer", "p1")] == ["admin", "admin", "plainuser"]
+    # the console is no entry of the file
+    pooler.ini["auth_user"] = "plainuser"
+    pooler.write()
+    pooler.reload()
+    assert [asked_by("p0"), asked_by("pgbouncer")] == ["plainuser", "admin"]
+
+
 def test_limit_of_the_user_counts_after_the_row(asking):
     pooler = asking("md5", max_user_client_connections=1)
     with pooler.login("fetched", password="fetched-secret"):

@@ -90,6 +90,27 @@ def test_names_from_files(hba):
     refused(pooler, "no authentication method is found", user="plainuser")
 
 
+def test_lines_of_files_end_with_their_list(hba):
+    """What stands behind the list is not looked at, not even for mistakes."""
+    pooler = hba("host all @users 127.0.0.0/8 trust\n", before="host pgbouncer admin 127.0.0.1/32 trust\n")
+    (pooler.dir / "users").write_text('app app2\n"md5user", @more "x\n')
+    (pooler.dir / "more").write_text("plainuser trustuser,\n")
+    pooler.reload()
+    for user in ("app", "md5user", "plainuser"):
+        pooler.login(user).close()
+    for user in ("app2", "x", "trustuser"):
+        with pytest.raises(ServerError):
+            pooler.login(user)
+
+
+def test_masks_as_numbers_are_read(hba):
+    pooler = hba("host p0 app 127.0.0.0/+8 trust\nhost p0 app2 127.0.0.0/8x trust\nhost p0 app2 127.0.0.0/8\n",
+                 before="host pgbouncer admin 127.0.0.1/32 trust\n")
+    pooler.login("app").close()
+    pooler.wait_log("WARNING hba line 3: invalid mask")
+    pooler.wait_log("WARNING hba line 4: unsupported method: buf=127.0.0.0\n")
+
+
 def test_keywords_in_the_place_of_users(hba):
     pooler = hba("host all sameuser 127.0.0.1/32 trust\nhost all samerole,app 127.0.0.1/32 trust\n"
                  "host all samegroup 127.0.0.1/32 trust\nhost all replication 127.0.0.1/32 trust\n",

@@ -193,9 +193,15 @@ def test_rules(ldap):
     refused(pooler, "app", "app-secret", database="pgbouncer", text="not allowed")
 
 
-def test_not_together_with_auth_user(ldap):
-    pooler = ldap("{server} {port} " + PEOPLE, ini={"auth_user": "admin"})
-    refused(pooler, "app", "app-secret", "LDAP can't be used together with database authentication", text="bouncer config error")
+def test_not_together_with_an_entry_that_looks_users_up(ldap):
+    """The global auth_user counts for entries for which somebody was looked up."""
+    pooler = ldap("{server} {port} " + PEOPLE, rules="host all app,admin all LDAP\nhost all all all md5\n",
+                  ini={"auth_user": "admin", "auth_query": "SELECT $1::text, 'x'"}, userlist={"admin": "SecurePass2024!"})
+    pooler.login("app", password="app-secret").close()
+    pooler.login("stranger", "forced", password="x").close()
+    pooler.login("app", password="app-secret").close()
+    refused(pooler, "app", "app-secret", "LDAP can't be used together with database authentication", text="bouncer config error",
+            database="forced")
 
 
 @pytest.mark.ours

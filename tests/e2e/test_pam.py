@@ -98,11 +98,24 @@ def test_console(pam):
     refused(pooler, "not allowed", "app", "app-secret", "pgbouncer")
 
 
-def test_not_together_with_auth_user(pam):
-    pooler = pam(auth_user="admin")
-    refused(pooler, "bouncer config error", "app", "app-secret")
+def test_not_together_with_an_entry_that_looks_users_up(pam):
+    """The global auth_user counts for entries for which somebody was looked up, until they are read again."""
+    pooler = pam(auth_type="plain", auth_user="admin", auth_query="SELECT $1::text, 'x'")
+    pooler.databases["own"] = pooler.backend(auth_user="admin")
+    pooler.ini["auth_file"] = pooler.dir / "userlist.txt"
+    pooler.write()
+    pooler.reload()
+    pooler.login("stranger", "forced", password="x").close()
+    pooler.admin("SET auth_type = 'pam'")
+    pooler.login("app", password="app-secret").close()
+    for name in ("own", "forced"):
+        refused(pooler, "bouncer config error", "other", "other", name)
     pooler.wait_log("ERROR C-")
-    pooler.wait_log("PAM can't be used together with database authentication")
+    pooler.wait_log("PAM can't be used together with database authentication", 2)
+    pooler.ini["auth_type"] = "pam"
+    pooler.write()
+    pooler.reload()
+    pooler.login("other", "forced", password="other").close()
 
 
 def test_stacks_that_permit_or_deny_everybody(pam, stack):

@@ -124,6 +124,65 @@ def test_kinds_of_keys(make_pooler, ca, algorithm):
 
 
 @pytest.mark.since("1.25")
+def relabelled(pem, label):
+    return pem.replace(b"N CERTIFICATE", b"N " + label).replace(b"D CERTIFICATE", b"D " + label)
+
+
+@pytest.mark.parametrize("written", [
+    lambda file: relabelled(file.read_bytes(), b"X509 CERTIFICATE"),
+    lambda file: system.run(["openssl", "x509", "-in", file, "-trustout"]).stdout.encode(),
+    lambda file: b"\xef\xbb\xbf" + file.read_bytes(),
+], ids=["x509", "trusted", "mark"])
+def test_certificates_as_openssl_reads_them(make_pooler, ca, written):
+    pair, client = ca.issue("localhost", ("localhost",)), ca.issue("app")
+    pooler = make_pooler(start=False, ini={"client_tls_sslmode": "verify-full", "client_tls_key_file": pair.key_file})
+    for key, file in (("client_tls_cert_file", pair.cert), ("client_tls_ca_file", ca.file)):
+        pooler.ini[key] = write(pooler.dir / key, written(file))
+    pooler.write()
+    pooler.start()
+    with pooler.connect(sslmode="verify-ca", sslrootcert=ca.file, sslcert=client.cert, sslkey=client.key_file) as connection:
+        assert uses_tls(connection)
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("options, name", [
+    (["RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048"], "pss"),
+    (["EC", "-pkeyopt", "ec_paramgen_curve:secp256k1"], "koblitz"),
+])
+def test_keys_that_there_are_not(make_pooler, ca, options, name):
+    key, cert = ca.dir / f"{name}.key", ca.dir / f"{name}.crt"
+    system.run(["openssl", "genpkey", "-algorithm", *options, "-out", key])
+    system.run(["openssl", "req", "-x509", "-new", "-key", key, "-subj", "/CN=localhost", "-days", "3", "-out", cert])
+    for file in (key, cert):
+        system.give_to_daemon(file)
+    pooler = make_pooler(start=False, ini={"client_tls_sslmode": "require", "client_tls_key_file": key, "client_tls_cert_file": cert})
+    pooler.start(wait=False)
+    assert pooler.wait_end() == 1
+    assert (f'ERROR TLS setup failed: failed to load private key file "{key}": it is none of RSA (2048 to 8192 bits), '
+            "ECDSA (P-256, P-384, P-521) and Ed25519") in pooler.log()
+
+
+@pytest.mark.ours
+def test_what_a_certificate_is_trusted_for_is_not_passed_over(make_pooler, ca, server_pair):
+    text = system.run(["openssl", "x509", "-in", ca.file, "-addreject", "clientAuth"]).stdout
+    file = write(ca.dir / "trusted.crt", text.encode())
+    assert "BEGIN TRUSTED CERTIFICATE" in text
+    refuses_to_start(make_pooler, ca, server_pair, {"client_tls_ca_file": file},
+                     ["ERROR TLS setup failed: failed to load CA: what certificates are trusted for is not supported"])
+
+
+@pytest.mark.ours
+def test_a_broken_key_file_is_not_shown(make_pooler, ca, server_pair):
+    """All on one line, as it comes out of a variable of some shell."""
+    pooler = make_pooler(start=False, ini={"client_tls_sslmode": "require", "client_tls_cert_file": server_pair.cert})
+    pem = server_pair.key_file.read_bytes().replace(b"\n", b"")
+    pooler.ini["client_tls_key_file"] = key = write(pooler.dir / "key", pem)
+    pooler.write()
+    pooler.start(wait=False)
+    assert pooler.wait_end() == 1
+    assert re.search(f'ERROR TLS setup failed: failed to load private key file "{key}": bad end line$', pooler.log(), re.M)
+
+
 def test_direct_tls(tls_pooler, ca):
     pooler = tls_pooler("require")
     with pooler.connect(sslmode="require", sslnegotiation="direct") as connection:

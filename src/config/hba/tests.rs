@@ -9,7 +9,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         Some("/etc/pgb/more/deep") => Ok(b"d\nall".to_vec()),
         Some("/etc/pgb/plain") => Ok(b"x\ny,z".to_vec()),
         Some("/etc/pgb/loop") => Ok(b"@loop".to_vec()),
-        Some("/etc/pgb/bad") => Ok(b"a b".to_vec()),
+        Some("/etc/pgb/more/words") => Ok(b"a b, c\nd,e \"f\n\"g\" @nofile".to_vec()),
+        Some("/etc/pgb/bad") => Ok(b"a\n,b".to_vec()),
         _ => Err(io::Error::from_raw_os_error(2)),
     }
 }
@@ -100,6 +101,13 @@ fn names_from_files() {
 }
 
 #[test]
+fn lines_of_files_end_with_their_list() {
+    for (user, line) in [("a", 1), ("b", 0), ("c", 0), ("d", 1), ("e", 1), ("f", 0), ("g", 1)] {
+        assert_eq!(line_for("host all @more/words all trust", &subject("1.1.1.1", "d", user)), line, "{user}");
+    }
+}
+
+#[test]
 fn options_of_ldap_are_kept_as_written() {
     let (rules, log) = parsed("host all all all ldap ldapserver=\"a # b\" , ldapprefix=cn= \r\nhost all all all ldap");
     assert_eq!(log, [""; 0]);
@@ -115,6 +123,8 @@ fn masks() {
     for (mask, address, fits) in [
         ("10.0.0.0/8", "10.255.0.1", true),
         ("10.0.0.0/8", "11.0.0.0", false),
+        ("10.0.0.0/+8", "10.255.0.1", true),
+        ("10.0.0.0/+8", "11.0.0.0", false),
         ("0.0.0.0/0", "255.255.255.255", true),
         ("0.0.0.0/0", "::1", false),
         ("::/0", "fe80::1", true),
@@ -153,10 +163,15 @@ fn lines_that_are_refused_and_their_warnings() {
         ("host all all 10.0.0.0/33 md5", Some("hba line 1: invalid mask")),
         ("host all all 10.0.0.0/x md5", Some("hba line 1: invalid mask")),
         ("host all all 10.0.0.0/ md5", Some("hba line 1: invalid mask")),
+        ("host all all 10.0.0.0/+ md5", Some("hba line 1: invalid mask")),
+        ("host all all 10.0.0.0/++8 md5", Some("hba line 1: invalid mask")),
+        ("host all all 10.0.0.0/-0 md5", Some("hba line 1: invalid mask")),
         ("host all all ::/129 md5", Some("hba line 1: invalid mask")),
         ("host all all 10.0.0.0", Some("hba line 1: did not find mask")),
         ("host all all 10.0.0.0 trust", Some("hba line 1: failed to parse mask: trust")),
         ("host all all 10.0.0.0 ::1 md5", Some("hba line 1: failed to parse mask: ::1")),
+        ("host all all 10.0.0.0/8", Some("hba line 1: unsupported method: buf=10.0.0.0")),
+        ("host all all 10.0.0.0/8 krb5", Some("hba line 1: unsupported method: buf=krb5")),
         ("host all all all krb5", Some("hba line 1: unsupported method: buf=krb5")),
         ("host all all all \"md5\"", Some("hba line 1: unsupported method: buf=md5")),
         ("local all all", Some("hba line 1: unsupported method: buf=all")),

@@ -3,16 +3,15 @@
 //! Contexts are built as a whole and replaced as a whole; connections keep those they began with. Sessions are never
 //! resumed: a resumed one would not show its certificate anew.
 
+mod pem;
 pub mod session;
 mod text;
 mod verify;
 
-use std::io;
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, DnsName, IpAddr, PrivateKeyDer, ServerName};
+use rustls::pki_types::{DnsName, IpAddr, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
@@ -22,10 +21,12 @@ use crate::config::tls::{Curve, Policy, Refused};
 use crate::config::{Settings, SslMode};
 use crate::net::tls::session::Session;
 use crate::net::tls::verify::{Anchors, ClientVerifier, ServerVerifier};
-use crate::sys::error_text;
 
 /// The protocol that clients with ALPN have to offer.
 const ALPN: &[u8] = b"postgresql";
+
+/// What is said of a key that rustls cannot use, such as one for RSA-PSS alone.
+const KEYS: &str = "it is none of RSA (2048 to 8192 bits), ECDSA (P-256, P-384, P-521) and Ed25519";
 
 /// TLS 1.2 suites by OpenSSL's names.
 const TLS12_SUITES: &[(&str, SupportedCipherSuite)] = {
@@ -238,36 +239,17 @@ fn provider(policy: &Policy) -> CryptoProvider {
 
 /// A certificate with its chain and the private key that belongs to it.
 fn certified_key(provider: &CryptoProvider, cert_file: &str, key_file: &str) -> Result<CertifiedKey, Refused> {
-    let chain = read_certificates(cert_file)
+    let chain = pem::read_certificates(cert_file)
         .map_err(|why| setup_failed(format!("failed to load certificate file \"{cert_file}\": {why}")))?;
     let failed = |why: String| setup_failed(format!("failed to load private key file \"{key_file}\": {why}"));
-    let pem = std::fs::read(key_file).map(zeroize::Zeroizing::new).map_err(|error| failed(error_text(&error)))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| failed(pem_problem(&pem, &error)))?;
-    let key = provider.key_provider.load_private_key(key).map_err(|error| failed(error.to_string()))?;
+    let key = pem::read_key(key_file).map_err(failed)?;
+    let key = provider.key_provider.load_private_key(key).map_err(|_| failed(KEYS.to_owned()))?;
     let ours = key.public_key().map(|key| key.as_ref().to_vec());
     let certified = chain.first().and_then(|leaf| certificate::public_key(leaf));
     if ours.is_some() && ours != certified {
         return Err(setup_failed("private/public key mismatch".to_owned()));
     }
     Ok(CertifiedKey::new(chain, key))
-}
-
-/// Why a key was not found in a file.
-fn pem_problem(pem: &[u8], error: &rustls::pki_types::pem::Error) -> String {
-    let encrypted = pem.windows(9).any(|word| word == b"ENCRYPTED");
-    if encrypted { "it is encrypted, which is not supported".to_owned() } else { error.to_string() }
-}
-
-/// All certificates of a PEM file, at least one.
-fn read_certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = std::fs::read(file).map_err(|error: io::Error| error_text(&error))?;
-    let certificates = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| format!("bad PEM: {error}"))?;
-    if certificates.is_empty() {
-        return Err("no start line".to_owned());
-    }
-    Ok(certificates)
 }
 
 /// The name of a suite as OpenSSL has it.

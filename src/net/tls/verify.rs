@@ -15,7 +15,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 
-use super::read_certificates;
+use super::pem::read_certificates;
 use crate::auth::certificate::{self, Invalid, Purpose};
 use crate::config::SslMode;
 

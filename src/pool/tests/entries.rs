@@ -107,6 +107,33 @@ fn s1_commands_wake_a_sleeping_entry() {
 }
 
 #[test]
+fn auth_s3_an_entry_keeps_the_global_auth_user() {
+    fn with(user: &str, wildcard: &str) -> impl FnOnce(&mut Config) {
+        move |c: &mut Config| {
+            c.settings.auth_user = Some(user.to_owned());
+            c.wildcard = Some(wildcard.to_owned());
+            c.databases.insert("own".to_owned(), Database { auth_user: Some("o".to_owned()), ..Database::new("own") });
+        }
+    }
+    let mut bench = Bench::new(with("a", "host=h"));
+    let now = bench.now;
+    let [db, auto, own] = ["db", "auto", "own"].map(|name| bench.pools.find_database(name, now));
+    let asked = |bench: &mut Bench| {
+        let users = [db, auto, own, None].map(|entry| bench.pools.auth_user(entry).expect("there is one"));
+        users.map(|user| user.to_string()).join(" ")
+    };
+    assert_eq!([db, auto, own, None].map(|entry| bench.pools.has_auth_user(entry)), [false, false, true, false]);
+    assert_eq!(asked(&mut bench), "a a o a");
+    assert_eq!([db, auto, own, None].map(|entry| bench.pools.has_auth_user(entry)), [true; 4]);
+    bench.pools.configure(config(with("b", "host=h")), now);
+    assert_eq!(asked(&mut bench), "a a o a");
+    bench.pools.forget_auth_users();
+    assert_eq!(asked(&mut bench), "b a o a");
+    bench.pools.configure(config(with("c", "host=i")), now);
+    assert_eq!(asked(&mut bench), "b c o a");
+}
+
+#[test]
 fn s1_a_pool_user_is_the_forced_user() {
     let mut bench = Bench::new(|c| c.databases.get_mut("db").expect("it is there").user = Some("forced".to_owned()));
     let (ann, bob) = (bench.attach("db", "ann"), bench.attach("db", "bob"));
