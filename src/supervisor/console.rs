@@ -60,7 +60,7 @@ impl Supervisor {
             }
             Ok(Done::Nothing) => return,
             Err(refusal) => {
-                log_refusal(&refusal, &command.prefix, self.live.config.settings.log_pooler_errors);
+                log_refusal(&refusal, &command.prefix, self.live.config.settings.log_pooler_errors.is_on());
                 if reply::refuse(&mut out, &refusal).is_err() {
                     out.clear();
                 }

@@ -59,7 +59,7 @@ impl Worker {
                 Said::Command(command) => self.console_runs(client, command, own && tag == fe::QUERY),
                 Said::Nothing => {}
                 Said::Failed(refusal) => {
-                    log_refusal(&refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
+                    log_refusal(&refusal, &client.prefix(), self.live.config.settings.log_pooler_errors.is_on());
                 }
                 Said::Refused(refusal) => {
                     self.count_command(client);
@@ -100,7 +100,7 @@ impl Worker {
 
     /// Answers with an error and ReadyForQuery.
     fn console_refuses(&self, client: &mut Client, refusal: &Refusal) -> Result<(), End> {
-        log_refusal(refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
+        log_refusal(refusal, &client.prefix(), self.live.config.settings.log_pooler_errors.is_on());
         let mut out = Vec::new();
         reply::refuse(&mut out, refusal).map_err(|_| Disconnect::fatal("failure"))?;
         client.stream.write_bytes(&out).map_err(|_| gone())

@@ -179,7 +179,7 @@ impl Worker {
         self.shared.post(self.id).clients.fetch_add(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(cancel_key, client.me);
         inherit_keys(row, client.pool.as_deref(), self.live.config.settings.auth_type);
-        if self.live.config.settings.log_connections {
+        if self.live.config.settings.log_connections.is_on() {
             tracing::info!(conn = %client.prefix(), "login attempt: db={database} user={user} tls=no replication=no");
         }
         let token = client_token(client.me);

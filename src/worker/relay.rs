@@ -44,7 +44,7 @@ macro_rules! context {
             },
             session_mode: $mode == PoolMode::Session,
             statement_mode: $mode == PoolMode::Statement,
-            disable_pqexec: settings.disable_pqexec,
+            disable_pqexec: settings.disable_pqexec.is_on(),
             max_packet: u32::try_from(settings.max_packet_size).unwrap_or(u32::MAX),
             names: &$worker.shared.names,
             interner: &mut $worker.interner,
@@ -486,7 +486,7 @@ impl Worker {
         self.tell(&mut client, &end);
         self.shared.ends.lock().client_closed(&end.why.reason);
         let settings = &self.live.config.settings;
-        if settings.log_disconnections && self.worth_a_line(&client, &end) {
+        if settings.log_disconnections.is_on() && self.worth_a_line(&client, &end) {
             let age = self.now.since(client.connect_time).secs();
             let (conn, reason) = (client.prefix(), cut(&end.why.reason));
             match client.server.as_ref().and_then(|server| server.lost.as_deref()) {
@@ -516,7 +516,7 @@ impl Worker {
         }
         let text = if end.why.verbatim { &*end.why.reason } else { cut(&end.why.reason) };
         self.shared.ends.lock().error_told(&end.why.sqlstate, if end.why.verbatim { SERVER_REFUSED } else { text });
-        if self.live.config.settings.log_pooler_errors {
+        if self.live.config.settings.log_pooler_errors.is_on() {
             tracing::warn!(conn = %client.prefix(), "pooler error: {text}");
         }
         let mid_message = client.server.as_ref().is_some_and(|server| server.side.scan.in_body());
@@ -613,7 +613,7 @@ impl Worker {
     /// Closes a server that the pools have forgotten already.
     pub(super) fn close_server(&mut self, mut server: Server, reason: &str) {
         self.shared.ends.lock().server_closed(reason);
-        if self.live.config.settings.log_disconnections {
+        if self.live.config.settings.log_disconnections.is_on() {
             let age = self.now.since(server.connect_time).secs();
             let (conn, reason) = (server.prefix(), cut(reason));
             match server.lost.as_deref() {

@@ -318,3 +318,21 @@ def test_small_buffers(both, size):
                                  "SET nosuch = 1", "KILL nosuch", "PAUSE pgbouncer", "SET default_pool_size = 7", "SET application_name = 'x'", "PAUSE; RESUME"])
 def test_console_answers(both, sql):
     compare(both(), query(sql), user="admin", database="pgbouncer", seconds=0.7)
+
+
+def test_switches_are_shown_as_they_were_set(both):
+    """A switch is an int: whatever number it got is what SHOW CONFIG has, while 0 alone is off."""
+    poolers = both(ini={"log_stats": 7, "tcp_keepalive": "-1", "so_reuseport": "0x2", "log_connections": "00"})
+    names = {"log_stats", "tcp_keepalive", "so_reuseport", "log_connections", "log_disconnections", "disable_pqexec", "syslog"}
+    for pooler in poolers:
+        for command in ["log_disconnections = 2", "disable_pqexec = 2", "syslog = '-0'"]:
+            pooler.admin(f"SET {command}")
+        shown = {row["key"]: row["value"] for row in pooler.show("CONFIG") if row["key"] in names}
+        assert shown == {"log_stats": "7", "tcp_keepalive": "-1", "so_reuseport": "2", "log_connections": "0", "log_disconnections": "2",
+                         "disable_pqexec": "0", "syslog": "0"}
+        with pooler.login("app") as client:
+            client.query("SELECT 1")
+        pooler.wait_log(re.compile("p0/app@.* closing because: client unexpected eof"))
+        assert "login attempt" not in pooler.log()
+    for value in ["on", "1.0", "1k", ""]:
+        compare(poolers, query(f"SET log_stats = '{value}'"), 1, user="admin", database="pgbouncer")
