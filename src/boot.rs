@@ -84,7 +84,8 @@ fn start(options: &Options) -> Result<(), Fatal> {
         sys::daemon::daemonize(&settings.pidfile)?;
         log::silence_stderr();
     }
-    tracing::info!("{}", limit.describe(settings.max_client_conn, effective::expected_fds(&config, read.users.len())));
+    let expected = effective::expected_fds(&config, read.users.keys().map(String::as_str));
+    tracing::info!("{}", limit.describe(settings.max_client_conn, expected));
     let listen = listen_options(&config, port);
     let (listeners, predecessor) = match predecessor {
         Some(mut old) if !old.listeners.is_empty() => {

@@ -336,3 +336,20 @@ def test_switches_are_shown_as_they_were_set(both):
         assert "login attempt" not in pooler.log()
     for value in ["on", "1.0", "1k", ""]:
         compare(poolers, query(f"SET log_stats = '{value}'"), 1, user="admin", database="pgbouncer")
+
+
+# --- start ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", [
+    {},
+    {"databases": {}},
+    {"ini": {"auth_file": None}},
+    {"ini": {"auth_type": "any"}},
+    {"users": {"app": {"pool_mode": "session"}, "other": {"pool_mode": "session"}}},
+    {"databases": {"p0": {"host": "127.0.0.1", "pool_size": 3, "auth_user": "asks"}, "p1": {"host": "127.0.0.1", "user": "app"}, "*": {"host": "127.0.0.1"}}},
+], ids=str)
+def test_descriptors_expected_at_start(both, what):
+    wanted = re.compile(r"max_client_conn: \d+, max expected fd use: \d+")
+    old, ours = (wanted.search(pooler.log())[0] for pooler in both(**what))
+    assert ours == old
