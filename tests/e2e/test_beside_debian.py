@@ -320,6 +320,15 @@ def test_console_answers(both, sql):
     compare(both(), query(sql), user="admin", database="pgbouncer", seconds=0.7)
 
 
+@pytest.mark.parametrize("user", ["admin", "stats"])
+def test_console_words_that_are_not_utf8(both, user):
+    words = b'"\xe9t\xe9"'
+    commands = [word + b" " + words for word in b"PAUSE RESUME KILL DISABLE ENABLE RECONNECT WAIT_CLOSE SHOW RELOAD SHUTDOWN".split()]
+    commands += [words, words + b" x", b"SET " + words + b" = 1", b"SET log_stats = '\xe9'", b"SET timezone = '\xe9'"]
+    data = b"".join(message("Q", command + b"\0") for command in commands)
+    compare(both(), data, len(commands), user=user, database="pgbouncer")
+
+
 def test_switches_are_shown_as_they_were_set(both):
     """A switch is an int: whatever number it got is what SHOW CONFIG has, while 0 alone is off."""
     poolers = both(ini={"log_stats": 7, "tcp_keepalive": "-1", "so_reuseport": "0x2", "log_connections": "00"})
