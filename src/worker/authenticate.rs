@@ -336,8 +336,15 @@ impl Worker {
         let notice = (!notice.is_empty()).then_some(notice.as_str());
         crate::admin::reply::login(&mut out, sent.iter(&self.shared.names), client.cancel_key, notice);
         drop(params);
-        client.phase =
-            Phase::Console(Box::new(Console { rights, received, busy: false, waits: 0, session: Session::default() }));
+        client.phase = Phase::Console(Box::new(Console {
+            rights,
+            received,
+            through: 0,
+            taken: 0,
+            busy: false,
+            waits: 0,
+            session: Session::default(),
+        }));
         self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
         self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);

@@ -107,6 +107,10 @@ pub struct Canceling {
 pub struct Console {
     pub rights: Rights,
     pub received: Vec<u8>,
+    /// Bytes of messages that came before the last one and are through, since all that was received had been dealt with.
+    pub through: usize,
+    /// Length of the last message that was taken out of `received`.
+    pub taken: usize,
     /// A command is with the supervisor.
     pub busy: bool,
     /// Commands by simple query that wait: their answers come some time, the console goes on.

@@ -347,6 +347,24 @@ def test_switches_are_shown_as_they_were_set(both):
         compare(poolers, query(f"SET log_stats = '{value}'"), 1, user="admin", database="pgbouncer")
 
 
+@pytest.mark.parametrize("topic", ["SOCKETS", "ACTIVE_SOCKETS"])
+def test_the_buffer_of_who_asks(both, topic):
+    """The query itself is in the buffer, in front of what came with it and behind what was answered before."""
+    queries = [[f"SHOW {topic}"], [f" show  {topic} ;"], [f"SHOW {topic}", "SHOW VERSION"], ["SHOW VERSION", "SHOW nothing", f"SHOW {topic}", "RESUME"]]
+    columns = ["recv_pos", "pkt_pos", "pkt_remain", "send_pos", "send_remain", "pkt_avail", "send_avail"]
+    seen = []
+    for pooler in both():
+        with Wire(path=pooler.unix_path) as wire:
+            wire.login("admin", "pgbouncer")
+            for batch in queries * 2:
+                wire.send(b"".join(map(query, batch)))
+                results = [wire.result() for _ in batch]
+                rows = next(result.dicts for result in results if "recv_pos" in result.names)
+                seen.append((pooler.binary.ours, [[row[column] for column in columns] for row in rows]))
+    old, ours = ([rows for whose, rows in seen if whose == which] for which in (False, True))
+    assert ours == old and old[0] == [["18" if topic == "SOCKETS" else "25", "0", "0", "0", "0", "18" if topic == "SOCKETS" else "25", "0"]]
+
+
 # --- start ---------------------------------------------------------------------------------------------------------------------
 
 
