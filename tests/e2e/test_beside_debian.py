@@ -14,7 +14,7 @@ import pytest
 from support import system
 from support.pooler import Binary, Pooler
 from support.slicer import send_cut
-from support.wire import CANCEL_REQUEST, FLUSH, GSSENC_REQUEST, SSL_REQUEST, SYNC, Closed, Wire, bind, close, cstr, describe, execute, message, parse, query, startup_packet
+from support.wire import CANCEL_REQUEST, FLUSH, GSSENC_REQUEST, SSL_REQUEST, SYNC, Closed, ServerError, Wire, bind, close, cstr, describe, execute, message, parse, query, startup_packet
 from test_protocol_6_copy import CONVERSATIONS, DONE, table  # noqa: F401 - a fixture
 
 DEBIAN = Path("/usr/sbin/pgbouncer")
@@ -327,6 +327,30 @@ def test_console_words_that_are_not_utf8(both, user):
     commands += [words, words + b" x", b"SET " + words + b" = 1", b"SET log_stats = '\xe9'", b"SET timezone = '\xe9'"]
     data = b"".join(message("Q", command + b"\0") for command in commands)
     compare(both(), data, len(commands), user=user, database="pgbouncer")
+
+
+def test_the_lines_of_clients_that_are_closed(both):
+    """A client's closing line, its server's, and then the error it is told."""
+    logs = []
+    for pooler in both():
+        with pooler.console() as console:
+            with pooler.login("app", "p0") as client:
+                client.query("BEGIN")
+                console.query("KILL p0")
+                client.expect_fatal("database removed")
+            with pooler.login("app", "p1") as client:
+                client.query("SELECT 1")
+                console.query("DISABLE p1")
+                with pytest.raises(ServerError, match='database "p1" is disabled'):
+                    pooler.login("app", "p1")
+                console.query("KILL p1")
+                client.expect_fatal("database removed")
+        pooler.wait_log(re.compile("pgbouncer/admin.*closing because"))
+        lines = [re.sub(r"0x[0-9a-f]+|:\d+ |age=\d+s", "N", line.partition("] ")[2]) for line in pooler.log().splitlines()]
+        # an idle server goes before or after the clients
+        logs.append([line for line in lines if re.search("closing because|pooler error", line) and not re.search("S-.*p1/|admin", line)])
+    old, ours = logs
+    assert ours == old and len(ours) == 7
 
 
 def test_switches_are_shown_as_they_were_set(both):
