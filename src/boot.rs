@@ -84,7 +84,8 @@ fn start(options: &Options) -> Result<(), Fatal> {
         sys::daemon::daemonize(&settings.pidfile)?;
         log::silence_stderr();
     }
-    tracing::info!("{}", limit.describe(settings.max_client_conn, effective::expected_fds(&config, read.users.len())));
+    let expected = effective::expected_fds(&config, read.users.keys().map(String::as_str));
+    tracing::info!("{}", limit.describe(settings.max_client_conn, expected));
     let listen = listen_options(&config, port);
     let (listeners, predecessor) = match predecessor {
         Some(mut old) if !old.listeners.is_empty() => {
@@ -130,7 +131,7 @@ pub(crate) fn apply_options(config: &mut Config, options: &Options) {
 
 fn open_logs(settings: &Settings) -> Result<(), Fatal> {
     use std::io::Write as _;
-    log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, true);
+    log::set_syslog(settings.syslog.is_on(), &settings.syslog_facility, &settings.syslog_ident, true);
     log::open_logfile(&settings.logfile).map_err(|line| {
         let _ = std::io::stderr().write_all(line.as_bytes());
         Fatal(String::new())
@@ -150,8 +151,8 @@ fn listen_options(config: &Config, port: u16) -> ListenOptions {
         unix_socket_dir: settings.unix_socket_dir.clone(),
         unix_socket_mode: u32::try_from(settings.unix_socket_mode).unwrap_or(0o777),
         unix_socket_group: settings.unix_socket_group.clone(),
-        tcp_defer_accept: settings.tcp_defer_accept,
-        so_reuseport: settings.so_reuseport,
+        tcp_defer_accept: settings.tcp_defer_accept.is_on(),
+        so_reuseport: settings.so_reuseport.is_on(),
         tcp: tcp_options(settings),
     }
 }

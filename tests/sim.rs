@@ -101,8 +101,8 @@ fn config_of(dice: &mut Dice) -> Config {
     settings.server_lifetime = Micros::from_millis(dice.pick(&[0, 3_000, 3_600_000, 3_600_000]));
     settings.server_idle_timeout = Micros::from_millis(dice.pick(&[0, 2_000, 600_000]));
     settings.server_check_delay = Micros::from_millis(dice.pick(&[0, 100, 30_000]));
-    settings.server_round_robin = dice.one_in(3);
-    settings.server_reset_query_always = dice.one_in(4);
+    settings.server_round_robin = dice.one_in(3).into();
+    settings.server_reset_query_always = dice.one_in(4).into();
     settings.pool_mode = dice.pick(&[PoolMode::Session, PoolMode::Transaction]);
     settings.pool_idle_timeout = Micros::from_millis(dice.pick(&[0, 500]));
     settings.autodb_idle_timeout = Micros::from_millis(dice.pick(&[0, 500]));

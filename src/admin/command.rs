@@ -39,6 +39,11 @@ pub enum Command {
     Handover,
     Shutdown(Shutdown),
     WaitClose(Option<String>),
+    /// One of these with a name that is not UTF-8: logged as such, and refused, for no database is called so.
+    Nowhere {
+        command: Box<Self>,
+        name: Vec<u8>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,25 +242,40 @@ impl Command {
     pub fn parse(query: &[u8], rights: Rights) -> Result<Self, Refusal> {
         let query = query.split(|byte| *byte == 0).next().unwrap_or_default();
         let invalid = || Refusal::InvalidCommand(query.to_vec());
-        let built = match grammar::statement(query) {
+        let command = match grammar::statement(query) {
             Err(Malformed::Shape) => return Err(invalid()),
             Err(Malformed::Arguments) => return Err(Refusal::BadArguments),
-            Ok(Statement::Set { key, value }) => Ok(set(key, value)),
+            Ok(Statement::Set { key, value }) => return set(&key, value, rights),
             Ok(Statement::Command { word, argument }) => {
-                let entry = COMMANDS.iter().find(|(name, ..)| name.eq_ignore_ascii_case(&word));
+                let entry = COMMANDS.iter().find(|(name, ..)| name.as_bytes().eq_ignore_ascii_case(&word));
                 let (_, open_to, build) = entry.ok_or_else(invalid)?;
-                match build(argument) {
+                match build_from(*build, argument) {
                     Err(Fault::Syntax) => return Err(invalid()),
-                    Err(Fault::Argument(refusal)) if permits(rights, *open_to) => Err(refusal),
-                    Err(Fault::Argument(_)) => Err(Refusal::AdminNeeded),
-                    Ok(_) if !permits(rights, *open_to) => Err(Refusal::AdminNeeded),
-                    Ok(command) => Ok(command),
+                    _ if !permits(rights, *open_to) => return Err(Refusal::AdminNeeded),
+                    Err(Fault::Argument(refusal)) => return Err(refusal),
+                    Ok(command) => command,
                 }
             }
         };
-        built.and_then(|command| {
-            if command.needs_admin() && rights != Rights::Admin { Err(Refusal::AdminNeeded) } else { Ok(command) }
-        })
+        command.allowed(rights)
+    }
+
+    fn allowed(self, rights: Rights) -> Result<Self, Refusal> {
+        if self.needs_admin() && rights != Rights::Admin { Err(Refusal::AdminNeeded) } else { Ok(self) }
+    }
+
+    /// Whether an entry of that name is looked for.
+    const fn names_database(&self) -> bool {
+        matches!(
+            self,
+            Self::Pause(Some(_))
+                | Self::Resume(Some(_))
+                | Self::Disable(_)
+                | Self::Enable(_)
+                | Self::Reconnect(Some(_))
+                | Self::Kill(Some(_))
+                | Self::WaitClose(Some(_))
+        )
     }
 
     /// Whether only admins may run this. Everything is for admins unless it is named here.
@@ -290,6 +310,7 @@ impl Command {
             Self::Handover => "HANDOVER",
             Self::Shutdown(_) => "SHUTDOWN",
             Self::WaitClose(_) => "WAIT_CLOSE",
+            Self::Nowhere { command, .. } => return command.tag(),
         };
         word.to_owned()
     }
@@ -320,6 +341,7 @@ impl Command {
             Self::Reload | Self::Suspend | Self::Shutdown(Shutdown::Immediate) => {
                 Some(format!("{} command issued", self.tag()))
             }
+            Self::Nowhere { command, .. } => command.log_line(),
         }
     }
 }
@@ -328,11 +350,25 @@ const fn permits(rights: Rights, open_to: Rights) -> bool {
     matches!((rights, open_to), (Rights::Admin, _) | (Rights::Stats, Rights::Stats))
 }
 
-fn set(key: String, value: String) -> Command {
-    match Fake::find(&key) {
-        Some(fake) => Command::SetFake(fake),
-        None => Command::Set { key, value },
+/// Texts of the configuration are UTF-8, so other ones are values of no setting.
+fn set(key: &[u8], value: Vec<u8>, rights: Rights) -> Result<Command, Refusal> {
+    let key = String::from_utf8_lossy(key).into_owned();
+    if let Some(fake) = Fake::find(&key) {
+        return Ok(Command::SetFake(fake));
     }
+    let value = String::from_utf8(value).map_err(|_| Refusal::SetFailed);
+    let command = Command::Set { key, value: value.clone().unwrap_or_default() }.allowed(rights)?;
+    value.map(|_| command)
+}
+
+/// The command with this argument, which need not be UTF-8.
+fn build_from(build: Build, argument: Option<Vec<u8>>) -> Result<Command, Fault> {
+    let Some(bytes) = argument else { return build(None) };
+    let command = build(Some(String::from_utf8_lossy(&bytes).into_owned()))?;
+    if command.names_database() && std::str::from_utf8(&bytes).is_err() {
+        return Ok(Command::Nowhere { command: Box::new(command), name: bytes });
+    }
+    Ok(command)
 }
 
 fn show(argument: Option<String>) -> Result<Command, Fault> {
@@ -436,6 +472,24 @@ mod tests {
             assert_eq!(admin(query), expected, "{query:?}");
         }
         assert_eq!(Command::parse(b"reload\0junk", Rights::Admin), Ok(Command::Reload));
+    }
+
+    #[test]
+    fn names_that_are_not_utf8() {
+        let kill = Command::parse(b"KILL \"\xe9\"", Rights::Admin).expect("a command");
+        assert_eq!(kill.log_line().as_deref(), Some("KILL '\u{fffd}' command issued"));
+        assert_eq!(kill, Command::Nowhere { command: Box::new(Command::Kill(db("\u{fffd}"))), name: vec![0xe9] });
+        for (query, for_admins, for_stats) in [
+            (&b"show \"\xe9\""[..], Refusal::InvalidCommand(b"show \"\xe9\"".to_vec()), None),
+            (b"\"\xe9\"", Refusal::InvalidCommand(b"\"\xe9\"".to_vec()), None),
+            (b"kill_client \"\xe9\"", Refusal::InvalidClientPointer, Some(Refusal::AdminNeeded)),
+            (b"set stats_users = '\xe9'", Refusal::SetFailed, Some(Refusal::AdminNeeded)),
+        ] {
+            assert_eq!(Command::parse(query, Rights::Stats), Err(for_stats.unwrap_or(for_admins.clone())), "{query:?}");
+            assert_eq!(Command::parse(query, Rights::Admin), Err(for_admins), "{query:?}");
+        }
+        assert_eq!(Command::parse(b"kill \"\xe9\"", Rights::Stats), Err(Refusal::AdminNeeded));
+        assert_eq!(Command::parse(b"set timezone = '\xe9'", Rights::Stats), Ok(Command::SetFake(Fake::TimeZone)));
     }
 
     #[test]

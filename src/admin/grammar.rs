@@ -16,11 +16,11 @@ pub const MAX_ARGUMENT: usize = 63;
 /// Longest value of SET, bytes.
 pub const MAX_VALUE: usize = 255;
 
-/// A query of one of the two forms, quotes removed. An empty argument (`""`) counts as none.
+/// A query of one of the two forms, quotes removed; nothing in it need be UTF-8. An empty argument (`""`) counts as none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Statement {
-    Command { word: String, argument: Option<String> },
-    Set { key: String, value: String },
+    Command { word: Vec<u8>, argument: Option<Vec<u8>> },
+    Set { key: Vec<u8>, value: Vec<u8> },
 }
 
 /// Why a query is not a statement.
@@ -28,7 +28,7 @@ pub enum Statement {
 pub enum Malformed {
     /// Neither form matches.
     Shape,
-    /// A form matches, but a part is too long, the setting has no name, or a part is not UTF-8.
+    /// A form matches, but a part is too long, or the setting has no name.
     Arguments,
 }
 
@@ -53,16 +53,25 @@ pub fn statement(query: &[u8]) -> Result<Statement, Malformed> {
 struct Token<'a>(&'a [u8]);
 
 impl Token<'_> {
-    fn plain(self, limit: usize) -> Result<String, Malformed> {
+    fn plain(self, limit: usize) -> Result<Vec<u8>, Malformed> {
         if self.0.len() > limit {
             return Err(Malformed::Arguments);
         }
-        let text = std::str::from_utf8(self.0).map_err(|_| Malformed::Arguments)?;
-        let unquote = |quote: char, doubled: &str| {
-            let inner = text.strip_prefix(quote)?.strip_suffix(quote)?;
-            Some(inner.replace(doubled, &quote.to_string()))
-        };
-        Ok(unquote('"', "\"\"").or_else(|| unquote('\'', "''")).unwrap_or_else(|| text.to_owned()))
+        Ok(self.unquoted(b'"').or_else(|| self.unquoted(b'\'')).unwrap_or_else(|| self.0.to_vec()))
+    }
+
+    fn unquoted(self, quote: u8) -> Option<Vec<u8>> {
+        let inner = self.0.strip_prefix(&[quote])?.strip_suffix(&[quote])?;
+        let mut text = Vec::with_capacity(inner.len());
+        let mut bytes = inner.iter();
+        while let Some(&byte) = bytes.next() {
+            text.push(byte);
+            // inside of quotes they come in pairs only
+            if byte == quote {
+                bytes.next();
+            }
+        }
+        Some(text)
     }
 }
 
@@ -149,11 +158,11 @@ mod tests {
     use super::*;
 
     fn command(word: &str, argument: Option<&str>) -> Result<Statement, Malformed> {
-        Ok(Statement::Command { word: word.to_owned(), argument: argument.map(str::to_owned) })
+        Ok(Statement::Command { word: word.into(), argument: argument.map(Into::into) })
     }
 
     fn set(key: &str, value: &str) -> Result<Statement, Malformed> {
-        Ok(Statement::Set { key: key.to_owned(), value: value.to_owned() })
+        Ok(Statement::Set { key: key.into(), value: value.into() })
     }
 
     /// What PgBouncer 1.18 made of the same queries, seen over its console.
@@ -218,7 +227,10 @@ mod tests {
         for (query, expected) in cases {
             assert_eq!(statement(query.as_bytes()), expected, "{query:?}");
         }
-        assert_eq!(statement(b"pause \"\xff\""), Err(Malformed::Arguments));
+        let raw =
+            |argument: &[u8]| Ok(Statement::Command { word: b"pause".to_vec(), argument: Some(argument.to_vec()) });
+        assert_eq!(statement(b"pause \"\xff\""), raw(b"\xff"));
+        assert_eq!(statement(b"pause \"\"\"\xff\"\"\""), raw(b"\"\xff\""));
         assert_eq!(statement(b"\xff\xfe show"), Err(Malformed::Shape));
     }
 

@@ -10,7 +10,8 @@ pub enum Refusal {
     BadArguments,
     AdminNeeded,
     DatabaseRequired,
-    NoSuchDatabase(String),
+    /// Carries the name as it came, which need not be UTF-8.
+    NoSuchDatabase(Vec<u8>),
     /// The command does not apply to the console's own entry.
     AdminDatabase {
         verb: AdminVerb,
@@ -96,6 +97,7 @@ impl Refusal {
     pub fn text(&self) -> Vec<u8> {
         match self {
             Self::InvalidCommand(query) => [b"invalid command '", query.as_slice(), b"', use SHOW HELP;"].concat(),
+            Self::NoSuchDatabase(name) => [b"no such database: ", name.as_slice()].concat(),
             other => other.to_string().into_bytes(),
         }
     }
@@ -112,7 +114,7 @@ impl fmt::Display for Refusal {
             Self::BadArguments => f.write_str("bad arguments"),
             Self::AdminNeeded => f.write_str("admin access needed"),
             Self::DatabaseRequired => f.write_str("a database is required"),
-            Self::NoSuchDatabase(database) => write!(f, "no such database: {database}"),
+            Self::NoSuchDatabase(name) => write!(f, "no such database: {}", lossy(name)),
             Self::AdminDatabase { verb, database } => write!(f, "cannot {} admin db: {database}", verb.word()),
             Self::AlreadyPaused => f.write_str("already suspended/paused"),
             Self::PausedDatabases => f.write_str("cannot suspend with paused databases"),
@@ -157,7 +159,7 @@ mod tests {
         let admin = |verb| Refusal::AdminDatabase { verb, database: "pgbouncer".to_owned() };
         for (refusal, text) in [
             (Refusal::InvalidCommand(b"BEGIN".to_vec()), "invalid command 'BEGIN', use SHOW HELP;"),
-            (Refusal::NoSuchDatabase(db()), "no such database: p0"),
+            (Refusal::NoSuchDatabase(b"p0".to_vec()), "no such database: p0"),
             (Refusal::DatabaseNotPaused(db()), "database p0 is not paused"),
             (admin(AdminVerb::Pause), "cannot pause admin db: pgbouncer"),
             (admin(AdminVerb::Enable), "cannot enable admin db: pgbouncer"),
@@ -170,5 +172,6 @@ mod tests {
         }
         assert_eq!(Refusal::ReloadFailed.sqlstate(), "F0000");
         assert_eq!(Refusal::InvalidCommand(vec![0xff]).text(), b"invalid command '\xff', use SHOW HELP;");
+        assert_eq!(Refusal::NoSuchDatabase(vec![0xff]).text(), b"no such database: \xff");
     }
 }

@@ -1,12 +1,14 @@
 //! Numbers that do not fit together, or not into the machine.
 
-use super::Judge;
+use std::collections::BTreeMap;
+
+use super::{Judge, Place};
 use crate::config::{Database, Settings, effective};
 
 impl Judge<'_> {
-    /// `users` is the number of those known by name.
-    pub(super) fn limits(&mut self, users: usize) {
-        self.descriptors(users);
+    /// `listed` are the users of `auth_file`.
+    pub(super) fn limits(&mut self, listed: &BTreeMap<String, Place>) {
+        self.descriptors(listed);
         self.sizes();
         self.waits();
         for db in self.config().databases.values() {
@@ -14,10 +16,10 @@ impl Judge<'_> {
         }
     }
 
-    fn descriptors(&mut self, users: usize) {
+    fn descriptors(&mut self, listed: &BTreeMap<String, Place>) {
         let (config, limit) = (self.config(), self.machine.fd_limit);
         let clients = config.settings.max_client_conn;
-        let expected = effective::expected_fds(config, users.max(1));
+        let expected = effective::expected_fds(config, listed.keys().map(String::as_str));
         if expected > limit {
             let text = format!(
                 "max_client_conn={clients} and the servers of all pools need {expected} file descriptors, here a process \

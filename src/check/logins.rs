@@ -11,13 +11,13 @@ use crate::config::load::io_error_text;
 use crate::config::{AuthType, Config, LogLine, SslMode, ident, userlist};
 
 impl Judge<'_> {
-    /// Returns how many users are known by name.
-    pub(super) fn logins(&mut self) -> usize {
+    /// Returns the users that `auth_file` lists, with the places of their last records.
+    pub(super) fn logins(&mut self) -> BTreeMap<String, Place> {
         let users = self.users();
         self.access_rules();
         self.openness();
         self.lookups(&users);
-        users.len()
+        users
     }
 
     /// Reads `auth_file`: the names, with the places of their last records.

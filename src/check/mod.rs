@@ -96,7 +96,7 @@ pub fn check(path: &Path, machine: &Machine<'_>) -> Vec<Finding> {
     // a file that cannot be read at all says nothing that could be judged
     if survey.main_section.is_some() {
         let users = judge.logins();
-        judge.limits(users);
+        judge.limits(&users);
         judge.files();
         judge.settings();
     }

@@ -28,16 +28,16 @@ impl Judge<'_> {
             }
         }
         for key in ["tcp_keepcnt", "tcp_keepidle", "tcp_keepintvl"] {
-            if self.says(key) && !s.tcp_keepalive {
+            if self.says(key) && !s.tcp_keepalive.is_on() {
                 self.warn(self.at(key), format!("{key} has no effect with tcp_keepalive=0"), "set tcp_keepalive = 1");
             }
         }
         for key in ["syslog_facility", "syslog_ident"] {
-            if self.says(key) && !s.syslog {
+            if self.says(key) && !s.syslog.is_on() {
                 self.warn(self.at(key), format!("{key} has no effect with syslog=0"), "set syslog = 1");
             }
         }
-        if s.syslog && !(self.machine.facility_exists)(&s.syslog_facility) {
+        if s.syslog.is_on() && !(self.machine.facility_exists)(&s.syslog_facility) {
             let text = format!("there is no syslog facility \"{}\", and daemon counts", s.syslog_facility);
             self.warn(self.at("syslog_facility"), text, "write auth, authpriv, daemon, user or local0 to local7");
         }
@@ -79,7 +79,7 @@ impl Judge<'_> {
     fn processes(&mut self) {
         let s = &self.config().settings;
         let peers = &self.config().peers;
-        if s.so_reuseport && s.peer_id == 0 {
+        if s.so_reuseport.is_on() && s.peer_id == 0 {
             let text = "so_reuseport without peer_id: a cancel request that reaches another process is lost";
             self.warn(self.at("so_reuseport"), text, "give each process a peer_id, and list all of them in [peers]");
         }
@@ -97,7 +97,7 @@ impl Judge<'_> {
 
     fn resetting(&mut self) {
         let s = &self.config().settings;
-        if s.server_reset_query_always && s.pool_mode != PoolMode::Session {
+        if s.server_reset_query_always.is_on() && s.pool_mode != PoolMode::Session {
             let text = "server_reset_query_always costs a round trip to the server for every transaction";
             let remedy = "leave it out: in transaction mode clients must not rely on the state of a server";
             self.warn(self.at("server_reset_query_always"), text, remedy);

@@ -97,7 +97,7 @@ fn each_doubt_has_its_line() {
         ("[peers]\n2 = host=a", 4, "warning: [peers] without peer_id"),
         ("so_reuseport = 1", 3, "warning: so_reuseport without peer_id"),
         ("min_pool_size = 21", 3, "warning: min_pool_size=21 is more than default_pool_size=20"),
-        ("max_client_conn = 2000", 3, "need 2010 file descriptors, here a process has at most 1000"),
+        ("max_client_conn = 2000", 3, "need 2012 file descriptors, here a process has at most 1000"),
         ("max_db_connections = 5", 3, "warning: default_pool_size=20 is more than max_db_connections=5"),
         ("reserve_pool_size = 5\nreserve_pool_timeout = 0", 4, "turns reserve_pool_size off"),
         ("max_user_client_connections = 200", 3, "is more than max_client_conn=100 and never counts"),

@@ -8,8 +8,15 @@
 //! A value given for one user never reaches another one; PgBouncer lets one user's `client_idle_timeout` disconnect
 //! everybody else.
 
-use super::{Config, Database, Peer, PoolMode, UserSettings};
+use std::collections::HashSet;
+
+use super::{CONSOLE_DATABASE, Config, Database, Peer, PoolMode, UserSettings};
 use crate::time::Micros;
+
+/// Descriptors for listeners and the like.
+const SPARE_FDS: u64 = 10;
+/// The `pool_size` of the console's entry, which counts although nobody connects there.
+const CONSOLE_POOL_SIZE: u64 = 2;
 
 /// Seconds as the entries have them; those kept in an entry are never negative.
 fn seconds(value: i64) -> Micros {
@@ -109,16 +116,18 @@ pub fn query_wait_timeout(config: &Config, db: &Database, login_user: &str) -> M
         .map_or(config.settings.query_wait_timeout, seconds)
 }
 
-/// Descriptors that the configuration may come to use with so many known users.
+/// Descriptors that the configuration may come to use when the file of users lists these: as many as PgBouncer expects, who
+/// counts a pool for each user that it knows by name, the console's own one among them.
 #[must_use]
-pub fn expected_fds(config: &Config, users: usize) -> u64 {
-    let mut expected = u64::try_from(config.settings.max_client_conn).unwrap_or(0) + 10;
-    for entry in config.databases.values() {
-        let size = u64::try_from(pool_size(config, entry, entry.user.as_deref().unwrap_or(""))).unwrap_or(0);
-        let pools = if entry.user.is_some() { 1 } else { users as u64 };
-        expected = expected.saturating_add(size.saturating_mul(pools));
-    }
-    expected
+pub fn expected_fds<'a>(config: &'a Config, listed: impl IntoIterator<Item = &'a str>) -> u64 {
+    let of_entries = config.databases.values().filter_map(|entry| entry.auth_user.as_deref());
+    let of_lines = config.users.keys().map(String::as_str);
+    let users: HashSet<&str> = listed.into_iter().chain(of_lines).chain(of_entries).chain([CONSOLE_DATABASE]).collect();
+    let pools_of = |entry: &Database| if entry.user.is_some() { 1 } else { users.len() as u64 };
+    let size_of = |entry: &Database| entry.pool_size.unwrap_or(config.settings.default_pool_size);
+    let servers = |entry| u64::try_from(size_of(entry)).unwrap_or(0).saturating_mul(pools_of(entry));
+    let clients = u64::try_from(config.settings.max_client_conn).unwrap_or(0);
+    config.databases.values().map(servers).fold(clients + SPARE_FDS + CONSOLE_POOL_SIZE, u64::saturating_add)
 }
 
 /// The role that looks up users for this entry.
@@ -248,6 +257,35 @@ mod tests {
         let db = entry("query_wait_timeout=0 pool_size=0");
         assert_eq!(query_wait_timeout(&config, &db, "v"), Micros::ZERO);
         assert_eq!(pool_size(&config, &db, "v"), 0);
+    }
+
+    /// Figures of PgBouncer 1.18 with three users in its file.
+    #[test]
+    fn descriptors_are_counted_like_pgbouncer_does() {
+        let expected = |entries: &[&str], lines: &[&str]| {
+            let mut config = Config::default();
+            for (at, text) in entries.iter().enumerate() {
+                config.databases.insert(format!("db{at}"), entry(text));
+            }
+            config.users.extend(lines.iter().map(|name| ((*name).to_owned(), parse_user("").expect("valid"))));
+            expected_fds(&config, ["a", "b", "c"])
+        };
+        for (entries, lines, want) in [
+            (&[][..], &[][..], 112),
+            (&[""], &[], 192),
+            (&[""], &["a", "pgbouncer"], 192),
+            (&[""], &["x", "y"], 232),
+            (&["", ""], &[], 272),
+            (&["user=f"], &[], 132),
+            (&["user=f", ""], &[], 212),
+            (&["pool_size=5"], &[], 132),
+            (&["pool_size=0"], &[], 112),
+            (&["user=f pool_size=5", "pool_size=7"], &[], 145),
+            (&["auth_user=s"], &[], 212),
+            (&["min_pool_size=3 reserve_pool_size=9 max_db_connections=6"], &[], 192),
+        ] {
+            assert_eq!(expected(entries, lines), want, "{entries:?} {lines:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::ldap;
 use super::metrics_address::MetricsAddress;
-use super::value::{AuthType, LogFormat, PoolMode, SslMode, Value};
+use super::value::{AuthType, LogFormat, PoolMode, SslMode, Switch, Value};
 use crate::time::Micros;
 
 /// One line of the table.
@@ -139,7 +139,7 @@ macro_rules! settings {
 
 settings! {
     admin_users: String = Some(""), reload, "users with full rights on the console";
-    application_name_add_host: bool = Some("0"), reload, "append the client address to application_name at login";
+    application_name_add_host: Switch = Some("0"), reload, "append the client address to application_name at login";
     auth_dbname: Option<String> = None, reload, "entry on which auth_query runs";
     auth_file: Option<String> = None, reload, "list of user names and secrets";
     auth_hba_file: String = Some(""), reload, "access rules for auth_type=hba";
@@ -168,7 +168,7 @@ settings! {
     client_tls_sslmode: SslMode = Some("disable"), reload, "whether clients may or must use TLS";
     conffile: Option<String> = None, reload, "path of the configuration file, read at the next reload";
     default_pool_size: i64 = Some("20"), reload, "server connections per pool; 0 unlimited";
-    disable_pqexec: bool = Some("0"), restart, "refuse the simple query protocol";
+    disable_pqexec: Switch = Some("0"), restart, "refuse the simple query protocol";
     dns_max_ttl: Micros = Some("15"), reload, "how long a resolved name is reused";
     dns_nxdomain_ttl: Micros = Some("15"), reload, "how long a failed lookup is remembered";
     dns_zone_check_period: Micros = Some("0"), reload, "how often zone serials are polled; 0 never";
@@ -178,10 +178,10 @@ settings! {
     listen_addr: String = Some(""), restart, "addresses to listen on; * all; empty none";
     listen_backlog: i64 = Some("128"), restart, "length of the accept queue";
     listen_port: i64 = Some("6432"), restart, "TCP port and suffix of the Unix socket";
-    log_connections: bool = Some("1"), reload, "log logins and new server connections";
-    log_disconnections: bool = Some("1"), reload, "log why connections close";
-    log_pooler_errors: bool = Some("1"), reload, "log errors the pooler sends to clients";
-    log_stats: bool = Some("1"), reload, "log a line of statistics every stats_period";
+    log_connections: Switch = Some("1"), reload, "log logins and new server connections";
+    log_disconnections: Switch = Some("1"), reload, "log why connections close";
+    log_pooler_errors: Switch = Some("1"), reload, "log errors the pooler sends to clients";
+    log_stats: Switch = Some("1"), reload, "log a line of statistics every stats_period";
     logfile: String = Some(""), reload, "log file, reopened at reload";
     login_notify_message: String = Some(""), reload, "notice sent to clients at login";
     max_client_conn: i64 = Some("100"), reload, "limit of client connections";
@@ -209,13 +209,13 @@ settings! {
     server_check_query: String = Some("<empty>"), reload, "query of that check; empty none";
     server_connect_timeout: Micros = Some("15"), reload,
         "time a server connection has to connect and log in; 0 no limit";
-    server_fast_close: bool = Some("0"), reload, "in session mode close outdated servers as soon as they are idle";
+    server_fast_close: Switch = Some("0"), reload, "in session mode close outdated servers as soon as they are idle";
     server_idle_timeout: Micros = Some("600"), reload, "close servers unused this long; 0 never";
     server_lifetime: Micros = Some("3600"), reload, "close servers older than this; 0 after one use";
     server_login_retry: Micros = Some("15"), reload, "pause after a failed server login";
     server_reset_query: String = Some("DISCARD ALL"), reload, "query that cleans a server after session use";
-    server_reset_query_always: bool = Some("0"), reload, "run server_reset_query in every pool mode";
-    server_round_robin: bool = Some("0"), reload, "use the server released longest ago first";
+    server_reset_query_always: Switch = Some("0"), reload, "run server_reset_query in every pool mode";
+    server_round_robin: Switch = Some("0"), reload, "use the server released longest ago first";
     server_tls13_ciphers: Option<String> = None, reload, "TLS 1.3 suites for servers";
     server_tls_ca_file: String = Some(""), reload, "CA bundle for server certificates";
     server_tls_cert_file: String = Some(""), reload, "certificate shown to servers";
@@ -223,15 +223,15 @@ settings! {
     server_tls_key_file: String = Some(""), reload, "private key of server_tls_cert_file";
     server_tls_protocols: String = Some("secure"), reload, "TLS versions for servers";
     server_tls_sslmode: SslMode = Some("prefer"), reload, "whether servers may or must use TLS";
-    so_reuseport: bool = Some("0"), restart, "let several processes share a port";
+    so_reuseport: Switch = Some("0"), restart, "let several processes share a port";
     stats_period: i64 = Some("60"), reload, "seconds of an averaging period";
     stats_users: String = Some(""), reload, "users who may only look on the console";
     suspend_timeout: Micros = Some("10"), reload, "time SUSPEND gives connections to drain; 0 no limit";
-    syslog: bool = Some("0"), reload, "log to syslog as well";
+    syslog: Switch = Some("0"), reload, "log to syslog as well";
     syslog_facility: String = Some("daemon"), reload, "syslog facility";
     syslog_ident: String = Some("pgbouncer"), reload, "name in syslog";
-    tcp_defer_accept: bool = Some("1"), reload, "wake up only for TCP clients that sent something";
-    tcp_keepalive: bool = Some("1"), reload, "probe silent TCP connections";
+    tcp_defer_accept: Switch = Some("1"), reload, "wake up only for TCP clients that sent something";
+    tcp_keepalive: Switch = Some("1"), reload, "probe silent TCP connections";
     tcp_keepcnt: i64 = Some("0"), reload, "probes lost before a connection is dead; 0 system default";
     tcp_keepidle: i64 = Some("0"), reload, "seconds of silence before the first probe; 0 system default";
     tcp_keepintvl: i64 = Some("0"), reload, "seconds between probes; 0 system default";
@@ -245,7 +245,7 @@ settings! {
     user: Option<String> = None, restart, "Unix user to become";
     verbose: Option<i64> = None, reload, "0 normal, 1 debug, 2 everything";
     // Ours, not PgBouncer's, hence last.
-    cancel_on_disconnect: bool = Some("0"), reload,
+    cancel_on_disconnect: Switch = Some("0"), reload,
         "cancel what a server still runs when its client leaves or is closed";
     log_format: LogFormat = Some("text"), reload, "what log lines look like: PgBouncer's text, or JSON objects";
     log_rate_limit: i64 = Some("0"), reload, "lines of one kind written in a second, the rest is counted; 0 no limit";
@@ -334,7 +334,7 @@ mod tests {
             ("admin_users", "a, b", "a, b"),
             ("auth_user", "", ""),
             ("auth_type", "HBA", "hba"),
-            ("log_stats", "5", "1"),
+            ("log_stats", "5", "5"),
             ("max_client_conn", "0x10", "16"),
             ("max_packet_size", "10", "10"),
             ("query_timeout", "1.5", "1.5"),

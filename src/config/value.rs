@@ -1,7 +1,7 @@
 //! How the value of a setting is read and printed, by type.
 //!
 //! Reading follows C where files in the field depend on it: integers are `strtol` with base 0 over the whole text
-//! (`0777` is octal, `0x10` hexadecimal), a bool is such an integer, a time is a decimal number of seconds. Printing is
+//! (`0777` is octal, `0x10` hexadecimal), a switch is such an integer, a time is a decimal number of seconds. Printing is
 //! that of SHOW CONFIG: `%d`, and `%g` for times.
 
 use std::fmt;
@@ -110,15 +110,32 @@ impl Value for u64 {
     }
 }
 
-impl Value for bool {
+/// A setting that is on or off. As in PgBouncer it is an int, of which 0 is off, and is shown as it was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switch(i64);
+
+impl Switch {
+    #[must_use]
+    pub const fn is_on(self) -> bool {
+        self.0 != 0
+    }
+}
+
+impl From<bool> for Switch {
+    fn from(on: bool) -> Self {
+        Self(on.into())
+    }
+}
+
+impl Value for Switch {
     const EXPECTED: &'static str = "0 or 1";
 
     fn parse(text: &str) -> Option<Self> {
-        parse_int(text).map(|value| value != 0)
+        <i64 as Value>::parse(text).map(Self)
     }
 
     fn print(&self) -> Option<String> {
-        Some(if *self { "1" } else { "0" }.to_owned())
+        self.0.print()
     }
 }
 
@@ -345,8 +362,16 @@ mod tests {
         for (text, want) in [("2147483647", Some(2_147_483_647)), ("-1", Some(4_294_967_295)), ("x", None)] {
             assert_eq!(<u64 as Value>::parse(text), want, "{text:?}");
         }
-        for (text, want) in [("0", Some(false)), ("1", Some(true)), ("-5", Some(true)), ("on", None), ("true", None)] {
-            assert_eq!(<bool as Value>::parse(text), want, "{text:?}");
+    }
+
+    #[test]
+    fn switches_are_integers_and_shown_as_set() {
+        for (text, on, shown) in [("0", false, "0"), ("1", true, "1"), (" 0x7", true, "7"), ("-5", true, "-5")] {
+            let switch = Switch::parse(text).expect("an integer");
+            assert_eq!((switch.is_on(), switch.print().as_deref()), (on, Some(shown)), "{text:?}");
+        }
+        for text in ["on", "true", "", "1 "] {
+            assert_eq!(Switch::parse(text), None, "{text:?}");
         }
     }
 

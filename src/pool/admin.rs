@@ -177,8 +177,8 @@ impl<S, R: Clone> Pools<S, R> {
             for pool in self.pool_ids() {
                 self.refuse_waiters(pool, &why);
             }
-        } else if before == ShutdownMode::WaitForServers {
-            // clients that are waited for need servers
+        } else if before == ShutdownMode::WaitForServers || self.pause == PauseMode::Suspended {
+            // clients that are waited for need servers, and RESUME is refused from now on
             self.resume_everything(now);
         }
     }

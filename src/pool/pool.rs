@@ -260,7 +260,7 @@ impl<S, R: Clone> Pools<S, R> {
         let lists = self.pools[pool].idle_lists();
         let firsts = lists.iter().filter_map(List::first);
         let stamp = |id: &ServerId| self.servers[*id].stamp;
-        if self.config.settings.server_round_robin {
+        if self.config.settings.server_round_robin.is_on() {
             // Whoever asks for turns wants them over all servers, wherever they are.
             return firsts.min_by_key(stamp);
         }

@@ -165,7 +165,7 @@ impl<S, R: Clone> Pools<S, R> {
             Origin::Link { session_end } => session_end,
             _ => self.pools[self.servers[id].pool].sizes.mode == PoolMode::Session,
         };
-        !settings.server_reset_query.is_empty() && (session || settings.server_reset_query_always)
+        !settings.server_reset_query.is_empty() && (session || settings.server_reset_query_always.is_on())
     }
 
     fn park(&mut self, id: ServerId, conn: S, state: ServerState) -> Released<S> {
@@ -184,7 +184,7 @@ impl<S, R: Clone> Pools<S, R> {
             self.hand_over(ticket, id, conn);
             return Released::Kept;
         }
-        let end = if self.config.settings.server_round_robin { End::Back } else { End::Front };
+        let end = if self.config.settings.server_round_robin.is_on() { End::Back } else { End::Front };
         self.move_to(id, ServerState::Idle, home, end);
         self.servers[id].conn = Some(conn);
         self.parked(id, now);

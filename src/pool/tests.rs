@@ -177,7 +177,7 @@ fn s2_the_server_released_last_is_taken_first_and_one_at_home_before_it() {
 
 #[test]
 fn s2_round_robin_takes_the_one_released_first() {
-    let mut bench = Bench::new(|c| c.settings.server_round_robin = true);
+    let mut bench = Bench::new(|c| c.settings.server_round_robin = true.into());
     let pool = bench.attach("db", "ann");
     let held = bench.linked(pool, 2);
     bench.release(held[0], 0);

@@ -60,7 +60,7 @@ impl Supervisor {
             }
             Ok(Done::Nothing) => return,
             Err(refusal) => {
-                log_refusal(&refusal, &command.prefix, self.live.config.settings.log_pooler_errors);
+                log_refusal(&refusal, &command.prefix, self.live.config.settings.log_pooler_errors.is_on());
                 if reply::refuse(&mut out, &refusal).is_err() {
                     out.clear();
                 }
@@ -140,6 +140,7 @@ impl Supervisor {
                 Ok(Some(scope)) => Ok(Done::Later(PendingKind::WaitClose(scope))),
                 Err(text) => Err(Refusal::Pools(text)),
             },
+            Command::Nowhere { name, .. } => Err(Refusal::NoSuchDatabase(name)),
             Command::Handover => Ok(Done::Nothing),
             Command::Suspend => match self.suspend(self.patience_for(client)) {
                 Ok(()) => Ok(Done::Later(PendingKind::Suspend)),
@@ -176,6 +177,9 @@ impl Supervisor {
         match command {
             Command::Pause(_) | Command::Kill(_) => pools.may_pause(),
             Command::Suspend => pools.may_suspend(),
+            Command::Nowhere { command, .. } if matches!(**command, Command::Pause(_) | Command::Kill(_)) => {
+                pools.may_pause()
+            }
             _ => Ok(()),
         }
     }

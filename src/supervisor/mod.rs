@@ -235,7 +235,7 @@ impl Supervisor {
         let done = locked(&self.shared.broker, &mut self.actions, call);
         let mut drained = false;
         let shared = &self.shared;
-        let log = self.live.config.settings.log_disconnections;
+        let log = self.live.config.settings.log_disconnections.is_on();
         obey_from_outside(shared, &mut self.actions, |here| match here {
             Here::Close { mut conn, reason } => {
                 shared.ends.lock().server_closed(&reason);

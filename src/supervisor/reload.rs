@@ -197,7 +197,7 @@ impl Supervisor {
     fn reopen_logs(&self) {
         let settings = &self.live.config.settings;
         log::reopen_logfile(&settings.logfile);
-        log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, true);
+        log::set_syslog(settings.syslog.is_on(), &settings.syslog_facility, &settings.syslog_ident, true);
     }
 
     /// Gives everybody the new configuration, and new TLS contexts if there are any.
@@ -216,8 +216,8 @@ impl Supervisor {
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;
         log::set_format(settings.log_format, settings.log_rate_limit);
-        log::set_syslog(settings.syslog, &settings.syslog_facility, &settings.syslog_ident, false);
-        self.listeners.retune(&tcp_options(settings), settings.tcp_defer_accept);
+        log::set_syslog(settings.syslog.is_on(), &settings.syslog_facility, &settings.syslog_ident, false);
+        self.listeners.retune(&tcp_options(settings), settings.tcp_defer_accept.is_on());
         for post in &self.shared.posts {
             post.send(Message::Live(self.live.clone()));
         }

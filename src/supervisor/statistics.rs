@@ -103,7 +103,7 @@ impl Supervisor {
         let (_, averages) = self.stats_total();
         let line = averages.log_line();
         service::notify(&format!("STATUS={}", line.replace(" us", " μs")));
-        if self.live.config.settings.log_stats {
+        if self.live.config.settings.log_stats.is_on() {
             tracing::info!("{line}");
         }
     }

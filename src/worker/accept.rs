@@ -193,7 +193,7 @@ impl Worker {
     pub(super) fn stop_tcp(&mut self) {
         self.accept_rests_until = None;
         let shared_port =
-            self.live.config.settings.so_reuseport && self.acceptor.as_mut().is_some_and(Acceptor::retreat);
+            self.live.config.settings.so_reuseport.is_on() && self.acceptor.as_mut().is_some_and(Acceptor::retreat);
         if shared_port {
             let port = self.shared.listen_port;
             let under_way = handshakes::under_way(port);

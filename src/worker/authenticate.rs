@@ -23,7 +23,7 @@ use crate::shared::{Job, UserSecret};
 use crate::wire::startup::{Replication, StartupParams};
 use crate::worker::Worker;
 use crate::worker::client::{Client, Console, End, Phase};
-use crate::worker::login::{MAX_RECEIVED, Next, gone, reported};
+use crate::worker::login::{MAX_RECEIVED, Next, gone, log_registered, reported};
 use crate::worker::peer::PeerAddr;
 
 impl Worker {
@@ -286,12 +286,14 @@ impl Worker {
         let (me, home, now, since) = (client.me, self.id, self.now, client.connect_time);
         let dedicated = client.dedicated();
         let over_tcp = matches!(client.peer, PeerAddr::Tcp(_));
-        let checkout = self.pools(|broker| {
+        let (checkout, registered) = self.pools(|broker| {
             let replication = broker.replicates(me, dedicated);
             let pools = &mut broker.pools;
             let found = pools.find_database(&name, now);
+            let registered = pools.take_registered();
             if found.is_some_and(|db| pools.disabled(db)) {
-                return Checkout::Refused(Disconnect::fatal(format!("database \"{name}\" is disabled")));
+                let why = Disconnect::fatal(format!("database \"{name}\" is disabled"));
+                return (Checkout::Refused(why), registered);
             }
             // who comes over TCP was connected before the listeners were closed: one of the clients that are waited for
             let let_in = match pools.shutdown_mode() {
@@ -300,10 +302,12 @@ impl Worker {
                 ShutdownMode::WaitForServers => false,
             };
             if !let_in {
-                return Checkout::Refused(Disconnect::fatal("pooler is shutting down"));
+                return (Checkout::Refused(Disconnect::fatal("pooler is shutting down")), registered);
             }
-            pools.checkout(Want { client: me, pool, kind: WaitFor::LoginReply, since, home, replication }, now)
+            let want = Want { client: me, pool, kind: WaitFor::LoginReply, since, home, replication };
+            (pools.checkout(want, now), registered)
         });
+        log_registered(|| client.prefix(), registered);
         if !received.is_empty() {
             client.input = Some(Box::new(received));
         }
@@ -332,8 +336,15 @@ impl Worker {
         let notice = (!notice.is_empty()).then_some(notice.as_str());
         crate::admin::reply::login(&mut out, sent.iter(&self.shared.names), client.cancel_key, notice);
         drop(params);
-        client.phase =
-            Phase::Console(Box::new(Console { rights, received, busy: false, waits: 0, session: Session::default() }));
+        client.phase = Phase::Console(Box::new(Console {
+            rights,
+            received,
+            through: 0,
+            taken: 0,
+            busy: false,
+            waits: 0,
+            session: Session::default(),
+        }));
         self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
         self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);

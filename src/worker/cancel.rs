@@ -92,7 +92,7 @@ impl Worker {
     pub(super) fn cancel_left(&mut self, client: &Client, server: &Server) {
         let runs = !server.side.ready || !server.side.outstanding.is_empty();
         let reachable = server.lost.is_none() && server.cancel_key != [0; 8] && server.replication == Replication::None;
-        if runs && reachable && self.live.config.settings.cancel_on_disconnect {
+        if runs && reachable && self.live.config.settings.cancel_on_disconnect.is_on() {
             let (me, id, key, now) = (client.me, server.me, server.cancel_key, self.now);
             self.pools(|broker| broker.pools.cancel_left(me, id, key, now));
         }

@@ -107,6 +107,10 @@ pub struct Canceling {
 pub struct Console {
     pub rights: Rights,
     pub received: Vec<u8>,
+    /// Bytes of messages that came before the last one and are through, since all that was received had been dealt with.
+    pub through: usize,
+    /// Length of the last message that was taken out of `received`.
+    pub taken: usize,
     /// A command is with the supervisor.
     pub busy: bool,
     /// Commands by simple query that wait: their answers come some time, the console goes on.
@@ -162,20 +166,30 @@ pub struct Client {
 #[derive(Debug)]
 pub struct End {
     pub why: Disconnect,
-    /// The server is to blame, or must go as well: it is closed with the same reason.
-    pub with_server: bool,
+    pub server: ServerFate,
+}
+
+/// What becomes of the server of a client that is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerFate {
+    /// Back to its pool if it is clean.
+    Parted,
+    /// It is to blame: closed with the same reason.
+    Shared,
+    /// The pools want it gone as well: closed, with the same reason if it is clean.
+    Goes,
 }
 
 impl From<Disconnect> for End {
     fn from(why: Disconnect) -> Self {
-        Self { why, with_server: false }
+        Self { why, server: ServerFate::Parted }
     }
 }
 
 impl End {
     /// Ends client and server.
     pub(crate) fn both(why: Disconnect) -> Self {
-        Self { why, with_server: true }
+        Self { why, server: ServerFate::Shared }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::admin::command::Command;
 use crate::admin::extended::Step;
 use crate::admin::refusal::Refusal;
 use crate::admin::reply;
+use crate::admin::snapshot::Buffers;
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
 use crate::log::Conn;
@@ -23,6 +24,7 @@ impl Worker {
         client.stream.flush().map_err(|_| gone())?;
         let Phase::Console(console) = &mut client.phase else { return Ok(()) };
         let mut gone_after = false;
+        console.begin_round();
         while client.stream.readable() && !gone_after {
             match client.stream.read(&mut self.scratch.input) {
                 ReadResult::Data(n) if console.received.len() + n <= MAX_RECEIVED => {
@@ -49,7 +51,7 @@ impl Worker {
             let next = Scanner::default().next(&console.received, &mut pos, max_packet);
             let item = next.map_err(|bad| crate::relay::upstream::bad_header(&bad.hex()))?;
             let Some(Item::Whole { tag, end, .. }) = item else { return Ok(()) };
-            let message: Vec<u8> = console.received.drain(..end).collect();
+            let message = console.take_message(end);
             let mut out = Vec::new();
             let said = console_message(console, own, tag, &message[5..], &mut out);
             if !out.is_empty() {
@@ -59,7 +61,7 @@ impl Worker {
                 Said::Command(command) => self.console_runs(client, command, own && tag == fe::QUERY),
                 Said::Nothing => {}
                 Said::Failed(refusal) => {
-                    log_refusal(&refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
+                    log_refusal(&refusal, &client.prefix(), self.live.config.settings.log_pooler_errors.is_on());
                 }
                 Said::Refused(refusal) => {
                     self.count_command(client);
@@ -100,7 +102,7 @@ impl Worker {
 
     /// Answers with an error and ReadyForQuery.
     fn console_refuses(&self, client: &mut Client, refusal: &Refusal) -> Result<(), End> {
-        log_refusal(refusal, &client.prefix(), self.live.config.settings.log_pooler_errors);
+        log_refusal(refusal, &client.prefix(), self.live.config.settings.log_pooler_errors.is_on());
         let mut out = Vec::new();
         reply::refuse(&mut out, refusal).map_err(|_| Disconnect::fatal("failure"))?;
         client.stream.write_bytes(&out).map_err(|_| gone())
@@ -140,6 +142,32 @@ impl Worker {
             console.busy = false;
             self.turn(who);
         }
+    }
+}
+
+impl Console {
+    /// Takes a message of `len` bytes out of what was received.
+    fn take_message(&mut self, len: usize) -> Vec<u8> {
+        self.through += self.taken;
+        self.taken = len;
+        self.received.drain(..len).collect()
+    }
+
+    /// What came is a new round, unless something of the last one is left.
+    fn begin_round(&mut self) {
+        if !self.busy && self.received.is_empty() {
+            (self.through, self.taken) = (0, 0);
+        }
+    }
+
+    /// How far the input has come, as PgBouncer has it: the query that is being answered is still in the buffer, behind those
+    /// that came with it and are answered.
+    pub(super) const fn buffers(&self) -> Buffers {
+        if !self.busy {
+            return Buffers::holding(self.received.len());
+        }
+        let (through, held) = (self.through, self.taken + self.received.len());
+        Buffers { recv_pos: through + held, pkt_pos: through, pkt_remain: 0, send_pos: through }
     }
 }
 

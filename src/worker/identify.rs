@@ -173,7 +173,7 @@ impl Worker {
 
     fn log_attempt(&self, client: &Client, user: &str) {
         let Phase::Login(login) = &client.phase else { return };
-        if self.live.config.settings.log_connections
+        if self.live.config.settings.log_connections.is_on()
             && let Some(params) = &login.params
         {
             let database = reported(&params.database);

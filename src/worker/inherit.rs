@@ -14,7 +14,9 @@ use std::sync::atomic::Ordering;
 use crate::admin::snapshot::{FdRow, FdTask};
 use crate::auth::scram::ScramKeys;
 use crate::auth::secret::Secret;
+use crate::broker::ServerPools;
 use crate::config::{AuthType, PoolMode, effective};
+use crate::id::DbId;
 use crate::net::stream::{Socket, Stream};
 use crate::pool::Address;
 use crate::relay::handover::{Context, Known, adopt_statements, take_client, take_reply, take_server};
@@ -72,7 +74,7 @@ fn inherit_reply(shared: &Shared, bytes: &[u8]) {
     let mut broker = shared.broker.lock();
     let now = Micros::ZERO;
     let pools = &mut broker.pools;
-    if let Some(db) = pools.find_database(&reply.database, now)
+    if let Some(db) = entry(pools, &reply.database)
         && let Some(pool) = pools.pool_named(db, &reply.user, now)
     {
         let (untracked, tracked) = (reply.untracked, reply.tracked);
@@ -145,7 +147,7 @@ impl Worker {
         let (socket, peer) = socket(row, fd)?;
         let now = self.now;
         let (attached, entry, shared) = self.pools(|broker| {
-            let db = broker.pools.find_database(database, now)?;
+            let db = entry(&mut broker.pools, database)?;
             let entry = broker.pools.database(db)?;
             let attached = broker.pools.attach(db, user, true, now).ok()?;
             let shared = broker.shared(attached.pool)?;
@@ -179,7 +181,7 @@ impl Worker {
         self.shared.post(self.id).clients.fetch_add(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(cancel_key, client.me);
         inherit_keys(row, client.pool.as_deref(), self.live.config.settings.auth_type);
-        if self.live.config.settings.log_connections {
+        if self.live.config.settings.log_connections.is_on() {
             tracing::info!(conn = %client.prefix(), "login attempt: db={database} user={user} tls=no replication=no");
         }
         let token = client_token(client.me);
@@ -207,7 +209,7 @@ impl Worker {
         let now = self.now;
         let (Some(database), Some(user)) = (row.database.as_deref(), row.user.as_deref()) else { return };
         let pool = self.pools(|broker| {
-            let db = broker.pools.find_database(database, now)?;
+            let db = entry(&mut broker.pools, database)?;
             let pool = broker.pools.pool_named(db, user, now)?;
             broker.shared(pool)
         });
@@ -296,6 +298,13 @@ fn inherit_keys(row: &FdRow, pool: Option<&PoolShared>, auth_type: AuthType) {
 }
 
 /// The socket of a row, and the address it is known by.
+/// The entry of that name, made from `*` if need be. The predecessor has logged that there is one.
+fn entry(pools: &mut ServerPools, name: &str) -> Option<DbId> {
+    let db = pools.find_database(name, Micros::ZERO);
+    let _ = pools.take_registered();
+    db
+}
+
 fn socket(row: &FdRow, fd: OwnedFd) -> Option<(Socket, PeerAddr)> {
     if row.addr == "unix" {
         let socket = StdUnix::from(fd);

@@ -161,7 +161,8 @@ impl Worker {
             // sent by drivers unasked, and without any meaning at the console
             ignored.push("extra_float_digits");
         }
-        let host = settings.application_name_add_host.then(|| client.peer.for_application_name(&sys::hostname()));
+        let host =
+            settings.application_name_add_host.is_on().then(|| client.peer.for_application_name(&sys::hostname()));
         let names = &self.shared.names;
         let rules = Rules { tracked: &|name| names.index_of(name), ignored: &ignored, add_host: host.as_deref() };
         StartupParams::parse(minor, body, &rules).map_err(|refused| {

@@ -56,7 +56,7 @@ use crate::stats::ends::SqlState;
 use crate::sys::random::Random;
 use crate::time::Micros;
 use crate::worker::accept::Acceptor;
-use crate::worker::client::{Client, End, Phase};
+use crate::worker::client::{Client, End, Phase, ServerFate};
 use crate::worker::table::{Clients, Place, Places, Subject};
 
 /// One read takes this much at most, unless `pkt_buf` asks for more: the measured optimum between system calls and cache
@@ -271,7 +271,7 @@ impl Worker {
             Message::Evict { server, reason } => self.evict(server, &reason),
             Message::CloseClients { pool, why } => {
                 for client in self.clients.refs_where(|client| client.pool.as_ref().is_some_and(|p| p.id == pool)) {
-                    self.end(client, End::both(why.clone()));
+                    self.end(client, End { why: why.clone(), server: ServerFate::Goes });
                 }
             }
             Message::CloseClient { client, why } => self.end(client, End::from(why)),

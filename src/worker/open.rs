@@ -364,7 +364,7 @@ impl Worker {
 
     /// The connect finished: send what comes first.
     fn connected(&mut self, opening: &mut Opening) -> Result<(), Failed> {
-        if self.live.config.settings.log_connections {
+        if self.live.config.settings.log_connections.is_on() {
             match opening.local_addr() {
                 Some(from) => tracing::info!(conn = %opening.prefix(), "new connection to server (from {from})"),
                 None => tracing::info!(conn = %opening.prefix(), "new connection to server"),
@@ -495,7 +495,7 @@ impl Worker {
 
     fn close_opening(&mut self, mut opening: Opening, reason: &str) {
         self.shared.ends.lock().server_closed(reason);
-        if self.live.config.settings.log_disconnections {
+        if self.live.config.settings.log_disconnections.is_on() {
             let age = self.now.since(opening.started).secs();
             tracing::info!(conn = %opening.prefix(), "closing because: {reason} (age={age}s)");
         }
@@ -531,7 +531,7 @@ fn connect_unix(path: &std::path::Path) -> std::io::Result<UnixStream> {
 pub(crate) fn tcp_options(settings: &crate::config::Settings) -> TcpOptions {
     let number = |value: i64| u32::try_from(value).unwrap_or(0);
     TcpOptions {
-        keepalive: settings.tcp_keepalive,
+        keepalive: settings.tcp_keepalive.is_on(),
         keepcnt: number(settings.tcp_keepcnt),
         keepidle_secs: number(settings.tcp_keepidle),
         keepintvl_secs: number(settings.tcp_keepintvl),

@@ -13,7 +13,7 @@ use crate::shared::Hold;
 use crate::wire::scan::Item;
 use crate::wire::tag::backend as be;
 use crate::worker::Worker;
-use crate::worker::client::End;
+use crate::worker::client::{End, ServerFate};
 use crate::worker::relay::context;
 use crate::worker::server::Server;
 use crate::worker::table::Place;
@@ -148,7 +148,8 @@ impl Worker {
             Place::Elsewhere => {}
             Place::Linked(client) => {
                 self.places.set(server, Place::Linked(client));
-                self.end(client, End::both(Disconnect::fatal(reason.to_owned())));
+                let why = Disconnect::fatal(reason.to_owned());
+                self.end(client, End { why, server: ServerFate::Goes });
             }
             Place::Testing(conn) => self.drop_server(*conn, reason),
             Place::Opening(opening) => self.opening_evicted(*opening, reason),

@@ -165,7 +165,7 @@ impl Worker {
             prepared_statements: client.side.prepared_statements() as u64,
             id: client.id,
             buffers: match &client.phase {
-                Phase::Console(console) if console.busy => Buffers::holding(console.received.len().max(1)),
+                Phase::Console(console) => console.buffers(),
                 Phase::Login(login) => Buffers::holding(login.received.len()),
                 _ => Buffers::holding(held),
             },

@@ -23,7 +23,7 @@ use crate::time::Micros;
 use crate::wire::encode;
 use crate::wire::startup::Replication;
 use crate::worker::Worker;
-use crate::worker::client::{Client, End, Phase};
+use crate::worker::client::{Client, End, Phase, ServerFate};
 use crate::worker::server::Server;
 use crate::worker::table::{Place, client_token, server_token};
 
@@ -44,7 +44,7 @@ macro_rules! context {
             },
             session_mode: $mode == PoolMode::Session,
             statement_mode: $mode == PoolMode::Statement,
-            disable_pqexec: settings.disable_pqexec,
+            disable_pqexec: settings.disable_pqexec.is_on(),
             max_packet: u32::try_from(settings.max_packet_size).unwrap_or(u32::MAX),
             names: &$worker.shared.names,
             interner: &mut $worker.interner,
@@ -481,12 +481,13 @@ impl Worker {
         client.stream.write_bytes(&out).map_err(|_| gone())
     }
 
-    /// Ends a client: tells it, logs, and gives back or closes everything it held.
+    /// Ends a client: logs, gives back or closes its server, tells it, and gives back everything else it held. Log watchers
+    /// know the lines in this order.
     pub(super) fn disconnect(&mut self, mut client: Box<Client>, end: End) {
-        self.tell(&mut client, &end);
+        let mid_message = client.server.as_ref().is_some_and(|server| server.side.scan.in_body());
         self.shared.ends.lock().client_closed(&end.why.reason);
         let settings = &self.live.config.settings;
-        if settings.log_disconnections && self.worth_a_line(&client, &end) {
+        if settings.log_disconnections.is_on() && self.worth_a_line(&client, &end) {
             let age = self.now.since(client.connect_time).secs();
             let (conn, reason) = (client.prefix(), cut(&end.why.reason));
             match client.server.as_ref().and_then(|server| server.lost.as_deref()) {
@@ -497,6 +498,7 @@ impl Worker {
         if let Some(server) = client.server.take() {
             self.part(&client, server, &end);
         }
+        self.tell(&mut client, &end, mid_message);
         self.depart(&client);
         client.stream.retire();
     }
@@ -510,16 +512,15 @@ impl Worker {
     }
 
     /// Sends the FATAL error, unless that would fall into the middle of a message.
-    fn tell(&mut self, client: &mut Client, end: &End) {
+    fn tell(&mut self, client: &mut Client, end: &End, mid_message: bool) {
         if !end.why.tell {
             return;
         }
         let text = if end.why.verbatim { &*end.why.reason } else { cut(&end.why.reason) };
         self.shared.ends.lock().error_told(&end.why.sqlstate, if end.why.verbatim { SERVER_REFUSED } else { text });
-        if self.live.config.settings.log_pooler_errors {
+        if self.live.config.settings.log_pooler_errors.is_on() {
             tracing::warn!(conn = %client.prefix(), "pooler error: {text}");
         }
-        let mid_message = client.server.as_ref().is_some_and(|server| server.side.scan.in_body());
         if mid_message || client.stream.is_blocked() {
             return;
         }
@@ -535,26 +536,10 @@ impl Worker {
         if let Some(pool) = &client.pool {
             pool.add(self.id, &std::mem::take(&mut self.tally));
         }
-        if end.with_server {
-            self.cancel_left(client, &server);
-            self.drop_server(*server, &end.why.reason);
-            return;
-        }
-        let reason = if server.side.tx != TxStatus::Idle
-            || !server.side.ready
-            || server.side.setting_vars
-            || server.side.copying
-        {
-            "client disconnect while server was not ready"
-        } else if !server.side.outstanding.is_empty() {
-            "client disconnected with query in progress"
-        } else if server.stream.is_blocked() || client.side.scan.in_body() {
-            "client disconnect before everything was sent to the server"
-        } else if !server.side.is_clean() || server.stream.readable() || client.side.copying {
-            "client disconnect while server was not ready"
-        } else {
-            self.release(server, client.mode == PoolMode::Session);
-            return;
+        let reason = match (end.server, unsettled(client, &server)) {
+            (ServerFate::Parted, None) => return self.release(server, client.mode == PoolMode::Session),
+            (ServerFate::Shared, _) | (ServerFate::Goes, None) => &*end.why.reason,
+            (ServerFate::Parted | ServerFate::Goes, Some(reason)) => reason,
         };
         self.cancel_left(client, &server);
         self.drop_server(*server, reason);
@@ -613,7 +598,7 @@ impl Worker {
     /// Closes a server that the pools have forgotten already.
     pub(super) fn close_server(&mut self, mut server: Server, reason: &str) {
         self.shared.ends.lock().server_closed(reason);
-        if self.live.config.settings.log_disconnections {
+        if self.live.config.settings.log_disconnections.is_on() {
             let age = self.now.since(server.connect_time).secs();
             let (conn, reason) = (server.prefix(), cut(reason));
             match server.lost.as_deref() {
@@ -670,6 +655,22 @@ fn gone() -> End {
 /// The server's socket is gone.
 pub(super) fn crashed() -> End {
     End::both(Disconnect::fatal("server conn crashed?"))
+}
+
+/// Why the server of a client that leaves cannot serve another one.
+fn unsettled(client: &Client, server: &Server) -> Option<&'static str> {
+    let side = &server.side;
+    if side.tx != TxStatus::Idle || !side.ready || side.setting_vars || side.copying {
+        Some("client disconnect while server was not ready")
+    } else if !side.outstanding.is_empty() {
+        Some("client disconnected with query in progress")
+    } else if server.stream.is_blocked() || client.side.scan.in_body() {
+        Some("client disconnect before everything was sent to the server")
+    } else if !side.is_clean() || server.stream.readable() || client.side.copying {
+        Some("client disconnect while server was not ready")
+    } else {
+        None
+    }
 }
 
 /// Closing reasons are cut at 127 bytes.

@@ -101,7 +101,7 @@ impl Worker {
             let why = Disconnect::fatal("suspend_timeout");
             let in_answer = self.clients.get_mut(who).and_then(|client| client.server.as_ref());
             let with_server = in_answer.is_some_and(|server| !server.side.is_clean());
-            self.end(who, End { why, with_server });
+            self.end(who, if with_server { End::both(why) } else { End::from(why) });
         }
     }
 }

@@ -128,7 +128,7 @@ impl Worker {
     /// Says what a client waited for in vain, in a line of its own: the one that closes it is known to log watchers.
     fn log_cause(&self, client: &Client, waited: Micros) {
         let cause = client.ticket().and_then(|ticket| self.shared.broker.lock().pools.wait_cause(ticket, self.now));
-        if let Some(cause) = cause.filter(|_| self.live.config.settings.log_pooler_errors) {
+        if let Some(cause) = cause.filter(|_| self.live.config.settings.log_pooler_errors.is_on()) {
             tracing::info!(conn = %client.prefix(), "waited {}s because {}", waited.secs(), cause.explained());
         }
     }
@@ -170,7 +170,7 @@ impl Worker {
             return both("transaction timeout");
         }
         let replicates = server.replication != Replication::None;
-        let fast = settings.server_fast_close && client.mode == PoolMode::Session && server.side.is_clean();
+        let fast = settings.server_fast_close.is_on() && client.mode == PoolMode::Session && server.side.is_clean();
         if (replicates || fast) && self.shared.broker.lock().pools.close_needed(server.me) {
             return both("database configuration changed");
         }

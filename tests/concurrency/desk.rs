@@ -63,7 +63,7 @@ impl Desk {
         settings.default_pool_size = i64::from(POOL_SIZE);
         settings.pool_mode = PoolMode::Transaction;
         settings.server_login_retry = Micros::ZERO;
-        settings.server_reset_query_always = cleaning;
+        settings.server_reset_query_always = cleaning.into();
         for name in DATABASES {
             config.databases.insert(name.to_owned(), Database::new(name));
         }

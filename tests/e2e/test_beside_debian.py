@@ -14,7 +14,7 @@ import pytest
 from support import system
 from support.pooler import Binary, Pooler
 from support.slicer import send_cut
-from support.wire import CANCEL_REQUEST, FLUSH, GSSENC_REQUEST, SSL_REQUEST, SYNC, Closed, Wire, bind, close, cstr, describe, execute, message, parse, query, startup_packet
+from support.wire import CANCEL_REQUEST, FLUSH, GSSENC_REQUEST, SSL_REQUEST, SYNC, Closed, ServerError, Wire, bind, close, cstr, describe, execute, message, parse, query, startup_packet
 from test_protocol_6_copy import CONVERSATIONS, DONE, table  # noqa: F401 - a fixture
 
 DEBIAN = Path("/usr/sbin/pgbouncer")
@@ -318,3 +318,89 @@ def test_small_buffers(both, size):
                                  "SET nosuch = 1", "KILL nosuch", "PAUSE pgbouncer", "SET default_pool_size = 7", "SET application_name = 'x'", "PAUSE; RESUME"])
 def test_console_answers(both, sql):
     compare(both(), query(sql), user="admin", database="pgbouncer", seconds=0.7)
+
+
+@pytest.mark.parametrize("user", ["admin", "stats"])
+def test_console_words_that_are_not_utf8(both, user):
+    words = b'"\xe9t\xe9"'
+    commands = [word + b" " + words for word in b"PAUSE RESUME KILL DISABLE ENABLE RECONNECT WAIT_CLOSE SHOW RELOAD SHUTDOWN".split()]
+    commands += [words, words + b" x", b"SET " + words + b" = 1", b"SET log_stats = '\xe9'", b"SET timezone = '\xe9'"]
+    data = b"".join(message("Q", command + b"\0") for command in commands)
+    compare(both(), data, len(commands), user=user, database="pgbouncer")
+
+
+def test_the_lines_of_clients_that_are_closed(both):
+    """A client's closing line, its server's, and then the error it is told."""
+    logs = []
+    for pooler in both():
+        with pooler.console() as console:
+            with pooler.login("app", "p0") as client:
+                client.query("BEGIN")
+                console.query("KILL p0")
+                client.expect_fatal("database removed")
+            with pooler.login("app", "p1") as client:
+                client.query("SELECT 1")
+                console.query("DISABLE p1")
+                with pytest.raises(ServerError, match='database "p1" is disabled'):
+                    pooler.login("app", "p1")
+                console.query("KILL p1")
+                client.expect_fatal("database removed")
+        pooler.wait_log(re.compile("pgbouncer/admin.*closing because"))
+        lines = [re.sub(r"0x[0-9a-f]+|:\d+ |age=\d+s", "N", line.partition("] ")[2]) for line in pooler.log().splitlines()]
+        # an idle server goes before or after the clients
+        logs.append([line for line in lines if re.search("closing because|pooler error", line) and not re.search("S-.*p1/|admin", line)])
+    old, ours = logs
+    assert ours == old and len(ours) == 7
+
+
+def test_switches_are_shown_as_they_were_set(both):
+    """A switch is an int: whatever number it got is what SHOW CONFIG has, while 0 alone is off."""
+    poolers = both(ini={"log_stats": 7, "tcp_keepalive": "-1", "so_reuseport": "0x2", "log_connections": "00"})
+    names = {"log_stats", "tcp_keepalive", "so_reuseport", "log_connections", "log_disconnections", "disable_pqexec", "syslog"}
+    for pooler in poolers:
+        for command in ["log_disconnections = 2", "disable_pqexec = 2", "syslog = '-0'"]:
+            pooler.admin(f"SET {command}")
+        shown = {row["key"]: row["value"] for row in pooler.show("CONFIG") if row["key"] in names}
+        assert shown == {"log_stats": "7", "tcp_keepalive": "-1", "so_reuseport": "2", "log_connections": "0", "log_disconnections": "2",
+                         "disable_pqexec": "0", "syslog": "0"}
+        with pooler.login("app") as client:
+            client.query("SELECT 1")
+        pooler.wait_log(re.compile("p0/app@.* closing because: client unexpected eof"))
+        assert "login attempt" not in pooler.log()
+    for value in ["on", "1.0", "1k", ""]:
+        compare(poolers, query(f"SET log_stats = '{value}'"), 1, user="admin", database="pgbouncer")
+
+
+@pytest.mark.parametrize("topic", ["SOCKETS", "ACTIVE_SOCKETS"])
+def test_the_buffer_of_who_asks(both, topic):
+    """The query itself is in the buffer, in front of what came with it and behind what was answered before."""
+    queries = [[f"SHOW {topic}"], [f" show  {topic} ;"], [f"SHOW {topic}", "SHOW VERSION"], ["SHOW VERSION", "SHOW nothing", f"SHOW {topic}", "RESUME"]]
+    columns = ["recv_pos", "pkt_pos", "pkt_remain", "send_pos", "send_remain", "pkt_avail", "send_avail"]
+    seen = []
+    for pooler in both():
+        with Wire(path=pooler.unix_path) as wire:
+            wire.login("admin", "pgbouncer")
+            for batch in queries * 2:
+                wire.send(b"".join(map(query, batch)))
+                results = [wire.result() for _ in batch]
+                rows = next(result.dicts for result in results if "recv_pos" in result.names)
+                seen.append((pooler.binary.ours, [[row[column] for column in columns] for row in rows]))
+    old, ours = ([rows for whose, rows in seen if whose == which] for which in (False, True))
+    assert ours == old and old[0] == [["18" if topic == "SOCKETS" else "25", "0", "0", "0", "0", "18" if topic == "SOCKETS" else "25", "0"]]
+
+
+# --- start ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", [
+    {},
+    {"databases": {}},
+    {"ini": {"auth_file": None}},
+    {"ini": {"auth_type": "any"}},
+    {"users": {"app": {"pool_mode": "session"}, "other": {"pool_mode": "session"}}},
+    {"databases": {"p0": {"host": "127.0.0.1", "pool_size": 3, "auth_user": "asks"}, "p1": {"host": "127.0.0.1", "user": "app"}, "*": {"host": "127.0.0.1"}}},
+], ids=str)
+def test_descriptors_expected_at_start(both, what):
+    wanted = re.compile(r"max_client_conn: \d+, max expected fd use: \d+")
+    old, ours = (wanted.search(pooler.log())[0] for pooler in both(**what))
+    assert ours == old

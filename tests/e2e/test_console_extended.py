@@ -7,6 +7,7 @@ from pathlib import Path
 
 import asyncpg
 import psycopg
+import psycopg_pool
 import pytest
 
 from support.system import run, until
@@ -247,6 +248,35 @@ def test_psycopg3_pipeline_without_autocommit(pooler):
         connection.commit()
         connection.execute("RELOAD")
         connection.rollback()
+
+
+def test_psycopg3_sends_begin_unless_it_is_told_not_to(pooler):
+    with pytest.raises(psycopg.Error, match="invalid command 'BEGIN', use SHOW HELP;"), pooler.connect("admin", "pgbouncer", autocommit=False) as connection:
+        connection.execute("SHOW VERSION")
+    with pooler.connect("admin", "pgbouncer", autocommit=False) as connection:
+        connection.autocommit = True
+        assert connection.execute("SHOW VERSION").fetchone() == ("PgBouncer 1.25.2",)
+    dsn = psycopg.conninfo.make_conninfo(**pooler.dsn("admin", "pgbouncer"))
+    with psycopg_pool.ConnectionPool(dsn, min_size=1, kwargs={"autocommit": True}) as pool:
+        for _ in range(2):
+            with pool.connection() as connection:
+                assert connection.execute("SHOW POOLS").fetchall()
+
+
+def test_pools_of_asyncpg_need_another_reset(pooler):
+    async def nothing(_connection):
+        pass
+
+    async def work(**more):
+        dsn = {("database" if k == "dbname" else k): v for k, v in pooler.dsn("admin", "pgbouncer").items()}
+        async with asyncpg.create_pool(**dsn, min_size=1, max_size=1, **more) as pool:
+            for _ in range(2):
+                async with pool.acquire() as connection:
+                    assert await connection.fetchval("SHOW VERSION") == "PgBouncer 1.25.2"
+
+    asyncio.run(work(reset=nothing))
+    with pytest.raises(asyncpg.PostgresError, match="invalid command"):
+        asyncio.run(work())
 
 
 def test_asyncpg(pooler):

@@ -184,25 +184,31 @@ def test_shutdown_meanwhile_leaves_the_socket_file(pooler, console):
     assert os.path.exists(pooler.unix_path)
 
 
-@pytest.mark.since("1.23")
-def test_a_shutdown_goes_on_when_its_console_leaves(pooler):
-    """The suspension ends with the console: clients are served to their end, and nothing is left behind."""
-    with pooler.login() as client:
-        with pooler.console() as console:
-            console.query("SUSPEND")
-            assert console.query("SHUTDOWN WAIT_FOR_CLIENTS").tags == ["SHUTDOWN"]
-        pooler.wait_log("admin disappeared when suspended, doing RESUME")
-        assert client.query("SELECT 1").value == "1"
+@pytest.mark.ours
+def test_a_shutdown_that_waits_for_clients_ends_it(pooler):
+    """Nobody could RESUME any more: whoever is waited for is served to his end, also while the console is there."""
+    with pooler.login() as client, pooler.console() as console:
+        client.query("SELECT 1")
+        console.query("SUSPEND")
+        client.send(query("SELECT 'waited'"))
+        assert client.recv_or_none(0.3) is None
+        assert console.query("SHUTDOWN WAIT_FOR_CLIENTS").tags == ["SHUTDOWN"]
+        assert client.result().value == "waited" and client.query("SELECT 1").value == "1"
+        assert console.query("SHOW STATE").dicts == [{"key": k, "value": v} for k, v in (("active", "yes"), ("paused", "no"), ("suspended", "no"))]
     assert pooler.wait_end() == 0
-    assert "client connections dropped, exiting" in pooler.log()
+    assert "client connections dropped, exiting" in pooler.log() and "admin disappeared" not in pooler.log()
     assert not os.path.exists(pooler.unix_path)
 
 
 @pytest.mark.since("1.23")
 def test_a_console_that_leaves_last_takes_the_socket_file_along(pooler):
-    with pooler.console() as console:
-        console.query("SUSPEND")
-        assert console.query("SHUTDOWN WAIT_FOR_CLIENTS").tags == ["SHUTDOWN"]
+    """Suspended in the middle of a shutdown: the console that leaves ends the one, and then the other."""
+    with pooler.login() as client:
+        with pooler.console() as console:
+            assert console.query("SHUTDOWN WAIT_FOR_CLIENTS").tags == ["SHUTDOWN"]
+            console.query("SUSPEND")
+        pooler.wait_log("admin disappeared when suspended, doing RESUME")
+        assert client.query("SELECT 1").value == "1"
     assert pooler.wait_end() == 0
     assert re.search("admin disappeared when suspended, doing RESUME\n(.*\n)*.*client connections dropped, exiting", pooler.log())
     assert not os.path.exists(pooler.unix_path)

@@ -419,3 +419,19 @@ def test_daemon_takes_over_from_daemon(plain):
     finally:
         os.kill(pid(), signal.SIGQUIT)
         until(lambda: pid() is None)
+
+
+def test_entries_made_from_the_wildcard_are_no_news(plain):
+    """PgBouncer says nothing about an auto-database whose sockets it takes over: its predecessor has."""
+    plain.databases = {"*": f"host=127.0.0.1 port={plain.pg.port}"}
+    plain.write()
+    plain.start()
+    with plain.login("app", "p1") as kept:
+        kept.query("SELECT 1")
+        with plain.login("app", "p0") as gone:
+            gone.query("SELECT 1")
+        reboot(plain)
+        assert kept.query("SELECT 1").value == "1"
+        assert {row["database"] for row in plain.show("SERVERS")} == {"p0", "p1"}
+    said = [line for line in plain.log().splitlines() if "registered new auto-database" in line]
+    assert len(said) == 2 and all(" (nodb)/(nouser)@" in line for line in said), said

@@ -168,7 +168,7 @@ impl World {
         config.settings.server_login_retry = Micros::ZERO;
         config.settings.server_check_delay = Micros::from_secs(1_000_000);
         config.settings.server_lifetime = Micros::from_millis(dice.pick(&[100, 3_600_000]));
-        config.settings.server_round_robin = dice.one_in(3);
+        config.settings.server_round_robin = dice.one_in(3).into();
         let mut database = Database::new("db");
         database.host = Some("h".to_owned());
         config.databases.insert("db".to_owned(), database);

@@ -268,7 +268,10 @@ fn reload_brings_back_defaults_but_not_over_null() {
     let (new, log) = reload("[pgbouncer]\nlog_stats=0\n", &old);
     assert_eq!((log, new.needs_restart), (vec![], vec![]));
     let settings = new.config.settings;
-    assert_eq!((settings.pool_mode, settings.max_client_conn, settings.log_stats), (PoolMode::Session, 100, false));
+    assert_eq!(
+        (settings.pool_mode, settings.max_client_conn, settings.log_stats.is_on()),
+        (PoolMode::Session, 100, false)
+    );
     assert_eq!((settings.auth_user.as_deref(), settings.auth_file.as_deref()), (Some("a"), Some("/f")));
     assert_eq!((settings.verbose, settings.conffile.as_deref()), (Some(1), Some("p.ini")));
 }

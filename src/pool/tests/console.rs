@@ -48,10 +48,10 @@ fn a_suspension_that_nobody_can_end_ends_in_a_shutdown_too() {
     let mut bench = Bench::new(|c| c.settings.default_pool_size = 1);
     let pool = bench.attach("db", "ann");
     let held = bench.linked(pool, 1)[0];
+    bench.pools.set_shutdown(ShutdownMode::WaitForClients, bench.now);
     assert_eq!(bench.pools.suspend(bench.now), Ok(()));
     bench.pools.freeze();
     bench.release(held, 0);
-    bench.pools.set_shutdown(ShutdownMode::WaitForClients, bench.now);
     let ticket = bench.queue((client(1, 0), pool));
     assert_eq!(bench.pools.resume_all(bench.now), Err("pooler is shutting down".to_owned()));
     assert_eq!(bench.pools.collect(ticket), Collected::Waiting);
@@ -146,4 +146,16 @@ fn shutdown_s5_waiting_for_servers_turns_clients_away() {
     assert_eq!(bench.ask((client(2, 0), pool), WaitFor::Query), Checkout::Refused(why));
     bench.pools.set_shutdown(ShutdownMode::WaitForClients, bench.now);
     assert!(matches!(bench.ask((client(3, 0), pool), WaitFor::Query), Checkout::Queued(_)));
+}
+
+#[test]
+fn shutdown_s5_waiting_for_clients_ends_a_suspension() {
+    let mut bench = Bench::new(|c| c.settings.default_pool_size = 1);
+    let pool = bench.attach("db", "ann");
+    bench.pools.suspend(bench.now).expect("nothing is paused");
+    bench.pools.freeze();
+    bench.pools.set_shutdown(ShutdownMode::WaitForClients, bench.now);
+    assert_eq!(bench.pools.pause_mode(), PauseMode::None);
+    bench.queue((client(1, 0), pool));
+    assert!(bench.actions().iter().any(|action| matches!(action, Action::Launch { .. })), "a server is opened for it");
 }

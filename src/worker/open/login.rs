@@ -63,7 +63,7 @@ impl Worker {
     pub(super) fn after_server_step(&mut self, opening: &mut Opening, next: Handshake) -> Result<bool, Failed> {
         match next {
             Handshake::Done => {
-                if self.live.config.settings.log_connections {
+                if self.live.config.settings.log_connections.is_on() {
                     let info = opening.tls_info().unwrap_or_default();
                     tracing::info!(conn = %opening.prefix(), "SSL established: {info}");
                 }

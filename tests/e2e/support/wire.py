@@ -27,7 +27,7 @@ class Message(NamedTuple):
     def fields(self):
         """The fields of an error or a notice, in the order they were sent."""
         parts = self.body.rstrip(b"\0").split(b"\0")
-        return {chr(p[0]): p[1:].decode() for p in parts if p}
+        return {chr(p[0]): p[1:].decode(errors="surrogateescape") for p in parts if p}
 
 
 class Column(NamedTuple):
