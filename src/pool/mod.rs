@@ -9,9 +9,9 @@
 //! while everything is paused.
 //!
 //! `slot.rs` one connection and its states, `pool.rs` one entry and user, `limits.rs` entries and users, `entries.rs` how
-//! they come and go, `auth_users.rs` under whom users are looked up, `release.rs` what becomes of a connection, `launch.rs` when a new one is opened, `upkeep.rs` what a
-//! tick decides, `admin.rs` the console's commands, `cancel.rs` cancel requests, `replication.rs` replication clients,
-//! `picture.rs` what SHOW shows, `waits.rs` why clients wait.
+//! they come and go, `auth_users.rs` under whom users are looked up, `release.rs` what becomes of a connection, `launch.rs`
+//! when a new one is opened, `upkeep.rs` what a tick decides, `admin.rs` the console's commands, `cancel.rs` cancel requests,
+//! `replication.rs` replication clients, `picture.rs` what SHOW shows, `waits.rs` why clients wait.
 
 mod admin;
 mod api;

@@ -297,7 +297,6 @@ fn inherit_keys(row: &FdRow, pool: Option<&PoolShared>, auth_type: AuthType) {
     }
 }
 
-/// The socket of a row, and the address it is known by.
 /// The entry of that name, made from `*` if need be. The predecessor has logged that there is one.
 fn entry(pools: &mut ServerPools, name: &str) -> Option<DbId> {
     let db = pools.find_database(name, Micros::ZERO);
@@ -305,6 +304,7 @@ fn entry(pools: &mut ServerPools, name: &str) -> Option<DbId> {
     db
 }
 
+/// The socket of a row, and the address it is known by.
 fn socket(row: &FdRow, fd: OwnedFd) -> Option<(Socket, PeerAddr)> {
     if row.addr == "unix" {
         let socket = StdUnix::from(fd);
