@@ -172,6 +172,17 @@ def test_what_a_certificate_is_trusted_for_is_not_passed_over(make_pooler, ca, s
 
 
 @pytest.mark.ours
+def test_a_damaged_certificate_among_good_ones_is_warned_about(tls_pooler, ca):
+    broken = ssl.DER_cert_to_PEM_cert(b"0\x03\x02\x01\x01")
+    file = write(ca.dir / "some_damaged.crt", (broken + ca.file.read_text() + broken).encode())
+    pooler = tls_pooler("verify-full", ini={"client_tls_ca_file": file})
+    pooler.wait_log(f'WARNING 2 of 3 certificates in "{file}" cannot be used')
+    with pooler.wire() as wire:
+        wire.start_tls(trusting(ca, ca.issue("app"))).login("app", "p0", pooler.userlist["app"])
+        assert wire.query("SELECT 1").value == "1"
+
+
+@pytest.mark.ours
 def test_a_broken_key_file_is_not_shown(make_pooler, ca, server_pair):
     """All on one line, as it comes out of a variable of some shell."""
     pooler = make_pooler(start=False, ini={"client_tls_sslmode": "require", "client_tls_cert_file": server_pair.cert})

@@ -50,8 +50,12 @@ impl Anchors {
             _ => format!("failed to load CA: {why}"),
         })?;
         let trusted = Trusted::new(certificates);
-        if trusted.store.is_empty() {
+        let (usable, all) = (trusted.store.len(), trusted.certificates.len());
+        if usable == 0 {
             return Err(format!("failed to load CA: no usable certificate in \"{file}\""));
+        }
+        if usable < all {
+            tracing::warn!("{} of {all} certificates in \"{file}\" cannot be used", all - usable);
         }
         Ok(Self { trusted: OnceLock::from(trusted) })
     }
