@@ -19,6 +19,9 @@ def test_killed_backend_costs_only_its_client(make_pooler, pg):
     pooler = make_pooler()
     idle, victim = pooler.login(), pooler.login()
     idle.query("SELECT 1")
+    # A client has its answer a moment before another worker has the server: a second login still under way would fail
+    # with the restart, and the pool with it.
+    until(lambda: pooler.pool()["sv_idle"] == 1)
     victim.query("BEGIN")
     pid = int(victim.query("SELECT pg_backend_pid()").value)
     os.kill(pid, signal.SIGKILL)
