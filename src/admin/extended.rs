@@ -163,6 +163,28 @@ impl Session {
         }
     }
 
+    /// Answers a simple query of probes.
+    pub fn simple(&mut self, probes: &[Probe], out: &mut Vec<u8>) {
+        if probes.is_empty() {
+            self.answer_probe(&Probe::Empty, out);
+        }
+        for probe in probes {
+            if let Probe::Value { column, value } = probe {
+                describe_columns(out, &[*column], &[]);
+                row::data(out, 1, |fields| {
+                    fields.text(value);
+                });
+                reply::complete(out, "SELECT 1");
+            } else {
+                self.answer_probe(probe, out);
+            }
+        }
+        if !self.in_block {
+            self.portals.clear();
+        }
+        reply::ready(out);
+    }
+
     fn sync(&mut self, out: &mut Vec<u8>) {
         self.skipping = false;
         if !self.in_block {
@@ -278,6 +300,11 @@ impl Session {
                 return portal.give(max_rows, out);
             }
         }
+        self.answer_probe(probe, out);
+    }
+
+    /// The answer without rows, and what it changes here.
+    fn answer_probe(&mut self, probe: &Probe, out: &mut Vec<u8>) {
         match probe {
             Probe::Empty => message(out, be::EMPTY_QUERY_RESPONSE, |_| {}),
             Probe::Nothing(tag) => reply::complete(out, tag),

@@ -1,7 +1,8 @@
 //! What drivers, pools and tools say to any server without being asked, and what the console makes of it.
 //!
-//! Only the extended protocol is this forgiving. A simple query of the same text keeps PgBouncer's documented error, which
-//! scripts and log watchers know. The list is closed: a mistyped name of one of our own settings must stay an error.
+//! Only the extended protocol is this forgiving, unless `console_probes` says otherwise: a simple query of the same text keeps
+//! PgBouncer's documented error, which scripts and log watchers know. The list is closed: a mistyped name of one of our own
+//! settings must stay an error.
 
 use super::show::columns::{Column, Kind};
 
@@ -49,10 +50,12 @@ const SHOWN: [(&[&str], &str, &str); 16] = [
 ];
 
 /// The functions that SELECT may call, without arguments.
-const FUNCTIONS: [(&str, &str); 3] = [
+const FUNCTIONS: [(&str, &str); 4] = [
     ("version", super::show::VERSION),
     ("current_database", crate::config::CONSOLE_DATABASE),
     ("current_schema", "public"),
+    // void
+    ("pg_advisory_unlock_all", ""),
 ];
 
 /// The parameters of PostgreSQL that drivers and frameworks set on their own, in small letters.
@@ -108,10 +111,20 @@ impl Probe {
     /// The probe that `query` is, if it is one.
     #[must_use]
     pub fn find(query: &[u8]) -> Option<Self> {
-        let words = words(std::str::from_utf8(query).ok()?)?;
+        let mut probes = Self::find_all(query)?;
+        let last = probes.pop().unwrap_or(Self::Empty);
+        probes.is_empty().then_some(last)
+    }
+
+    /// The probes that the statements of `query` are, if they all are; none of an empty one.
+    #[must_use]
+    pub fn find_all(query: &[u8]) -> Option<Vec<Self>> {
+        statements(std::str::from_utf8(query).ok()?)?.iter().map(|words| Self::of(words)).collect()
+    }
+
+    fn of(words: &[String]) -> Option<Self> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         Some(match words.as_slice() {
-            [] => Self::Empty,
             ["begin", modes @ ..] if all_of(modes, &MODES) => Self::BlockStarts("BEGIN"),
             ["start", "transaction", modes @ ..] if all_of(modes, &MODES) => Self::BlockStarts("START TRANSACTION"),
             ["commit" | "end", how @ ..] if plain_end(how) => Self::BlockEnds("COMMIT"),
@@ -195,19 +208,24 @@ fn unquoted(name: &str) -> String {
     }
 }
 
-/// The words of a statement in small letters, quoted ones as they stand, other characters one by one; without comments and
-/// the last semicolon. `None` for what is cut short or more than one statement.
-fn words(mut rest: &str) -> Option<Vec<String>> {
-    let mut found = Vec::new();
+/// The words of each statement in small letters, quoted ones as they stand, other characters one by one; without comments,
+/// semicolons and empty statements. `None` for what is cut short.
+fn statements(mut rest: &str) -> Option<Vec<Vec<String>>> {
+    let (mut all, mut found) = (Vec::new(), Vec::new());
+    let end = |all: &mut Vec<_>, found: Vec<String>| (!found.is_empty()).then(|| all.push(found));
     loop {
         rest = rest.trim_start();
-        let Some(first) = rest.chars().next() else { return Some(found) };
+        let Some(first) = rest.chars().next() else {
+            end(&mut all, found);
+            return Some(all);
+        };
         if let Some(comment) = rest.strip_prefix("--") {
             rest = comment.split_once('\n').map_or("", |(_, next)| next);
         } else if let Some(comment) = rest.strip_prefix("/*") {
             rest = comment.split_once("*/")?.1;
         } else if first == ';' {
-            return rest[1..].trim().is_empty().then_some(found);
+            end(&mut all, std::mem::take(&mut found));
+            rest = &rest[1..];
         } else {
             let length = match first {
                 '\'' | '"' => 2 + rest[1..].find(first)?,
@@ -283,6 +301,16 @@ mod tests {
             assert_eq!(Probe::find(query.as_bytes()), expected, "{query:?}");
         }
         assert_eq!(Probe::find(b"SELECT \xff"), None);
+    }
+
+    #[test]
+    fn several_at_once() {
+        let reset = b"SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
+        let unlocked = value("pg_advisory_unlock_all", Kind::Text, "");
+        let rest = ["CLOSE CURSOR ALL", "UNLISTEN", "RESET"].map(Probe::Nothing);
+        assert_eq!(Probe::find_all(reset), Some(unlocked.into_iter().chain(rest).collect()));
+        assert_eq!(Probe::find_all(b"; ;"), Some(vec![]));
+        assert_eq!(Probe::find_all(b"BEGIN; SHOW POOLS"), None);
     }
 
     /// No command of the console is mistaken for small talk.

@@ -247,6 +247,8 @@ settings! {
     // Ours, not PgBouncer's, hence last.
     cancel_on_disconnect: Switch = Some("0"), reload,
         "cancel what a server still runs when its client leaves or is closed";
+    console_probes: Switch = Some("0"), reload,
+        "answer BEGIN, SELECT 1 and the like on the console by simple query too";
     log_format: LogFormat = Some("text"), reload, "what log lines look like: PgBouncer's text, or JSON objects";
     log_rate_limit: i64 = Some("0"), reload, "lines of one kind written in a second, the rest is counted; 0 no limit";
     metrics_listen: MetricsAddress = Some(""), restart, "where /metrics is served: address:port or a path; empty nowhere";

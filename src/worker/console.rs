@@ -2,6 +2,7 @@
 
 use crate::admin::command::Command;
 use crate::admin::extended::Step;
+use crate::admin::probe::Probe;
 use crate::admin::refusal::Refusal;
 use crate::admin::reply;
 use crate::admin::snapshot::Buffers;
@@ -41,6 +42,7 @@ impl Worker {
 
     fn console_messages(&mut self, client: &mut Client) -> Result<(), End> {
         let own = self.is_own_console(client);
+        let probes = self.live.config.settings.console_probes.is_on();
         let max_packet = u32::try_from(self.live.config.settings.max_packet_size).unwrap_or(u32::MAX);
         loop {
             let Phase::Console(console) = &mut client.phase else { return Ok(()) };
@@ -53,13 +55,14 @@ impl Worker {
             let Some(Item::Whole { tag, end, .. }) = item else { return Ok(()) };
             let message = console.take_message(end);
             let mut out = Vec::new();
-            let said = console_message(console, own, tag, &message[5..], &mut out);
+            let said = console_message(console, own, probes, tag, &message[5..], &mut out);
             if !out.is_empty() {
                 client.stream.write_bytes(&out).map_err(|_| gone())?;
             }
             match said {
                 Said::Command(command) => self.console_runs(client, command, own && tag == fe::QUERY),
                 Said::Nothing => {}
+                Said::Probes => self.count_command(client),
                 Said::Failed(refusal) => {
                     log_refusal(&refusal, &client.prefix(), self.live.config.settings.log_pooler_errors.is_on());
                 }
@@ -177,6 +180,8 @@ enum Said {
     Command(Command),
     /// Nothing, or what is to be answered was.
     Nothing,
+    /// A query that `console_probes` had answered.
+    Probes,
     /// Answered with an error of the extended protocol.
     Failed(Refusal),
     /// To be answered with an error.
@@ -188,7 +193,7 @@ enum Said {
     End(Disconnect),
 }
 
-fn console_message(console: &mut Console, own: bool, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Said {
+fn console_message(console: &mut Console, own: bool, probes: bool, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Said {
     match tag {
         fe::TERMINATE => Said::End(Disconnect::silent("close req")),
         fe::PARSE | fe::BIND | fe::DESCRIBE | fe::EXECUTE | fe::CLOSE | fe::SYNC | fe::FLUSH => {
@@ -204,6 +209,10 @@ fn console_message(console: &mut Console, own: bool, tag: u8, body: &[u8], out: 
                 return Said::End(Disconnect::fatal("incomplete query"));
             };
             console.session.forget_unnamed();
+            if let Some(probes) = probes.then(|| Probe::find_all(query)).flatten() {
+                console.session.simple(&probes, out);
+                return Said::Probes;
+            }
             match Command::parse(query, console.rights) {
                 // there is no such command for anybody else
                 Ok(Command::Handover) if !own => Said::Refused(Refusal::InvalidCommand(query.to_vec())),

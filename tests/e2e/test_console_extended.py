@@ -279,6 +279,39 @@ def test_pools_of_asyncpg_need_another_reset(pooler):
         asyncio.run(work())
 
 
+def test_console_probes_answers_simple_queries_too(make_pooler):
+    """Off by default: test_psycopg3_sends_begin_unless_it_is_told_not_to and test_pools_of_asyncpg_need_another_reset."""
+    pooler = make_pooler(ini={"console_probes": 1})
+    with pooler.connect("admin", "pgbouncer", autocommit=False) as connection:
+        assert ("pgbouncer", "pgbouncer", 1) in [row[:3] for row in connection.execute("SHOW POOLS").fetchall()]
+        connection.commit()
+        assert connection.execute("RELOAD").statusmessage == "RELOAD"
+        with pytest.raises(psycopg.Error, match="no such database: nosuch"):
+            connection.execute("PAUSE nosuch")
+        connection.rollback()
+        with pytest.raises(psycopg.Error, match="invalid command 'BEGIN; SHOW POOLS', use SHOW HELP;"):
+            connection.execute("BEGIN; SHOW POOLS")
+    dsn = pooler.dsn("admin", "pgbouncer")
+    with psycopg_pool.ConnectionPool(psycopg.conninfo.make_conninfo(**dsn), min_size=1, check=psycopg_pool.ConnectionPool.check_connection) as pool:
+        for _ in range(2):
+            with pool.connection() as connection, connection.transaction():
+                assert connection.execute("SHOW POOLS").fetchall()
+
+    async def work():
+        async with asyncpg.create_pool(**{("database" if k == "dbname" else k): v for k, v in dsn.items()}, min_size=1, max_size=1) as pool:
+            for _ in range(2):
+                async with pool.acquire() as connection, connection.transaction():
+                    assert await connection.fetchval("SHOW VERSION") == "PgBouncer 1.25.2"
+
+    asyncio.run(work())
+    with pooler.login("admin", "pgbouncer") as wire:
+        got = wire.ask("SELECT 7; /* */ BEGIN;")
+        assert ([c.name for c in got.columns], got.value, got.tags) == (["?column?"], "7", ["SELECT 1", "BEGIN"])
+        assert [m.type for m in wire.ask(" ; ").messages] == ["I", "Z"]
+        pooler.admin("SET console_probes = 0")
+        assert wire.ask("SELECT 7").error["M"] == "invalid command 'SELECT 7', use SHOW HELP;"
+
+
 def test_asyncpg(pooler):
     async def work():
         dsn = {("database" if k == "dbname" else k): v for k, v in pooler.dsn("admin", "pgbouncer").items()}
