@@ -272,17 +272,21 @@ impl Stream {
             self.keep(out.slices(input), 0);
             return Ok(());
         }
+        match out.single(input) {
+            Some(bytes) => self.write_raw(bytes),
+            None => self.write_pieces(out, input),
+        }
+    }
+
+    #[inline(never)]
+    fn write_pieces(&mut self, out: &Out, input: &[u8]) -> io::Result<()> {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut count = 0;
         for slice in out.slices(input).take(MAX_SLICES) {
             slices[count] = IoSlice::new(slice);
             count += 1;
         }
-        let written = match (count, &slices[..count]) {
-            (1, [single]) => self.write_once(single),
-            (_, many) => retry(|| self.socket.write_vectored(many)),
-        };
-        let written = unless_blocked(written)?;
+        let written = unless_blocked(retry(|| self.socket.write_vectored(&slices[..count])))?;
         if written < out.bytes() {
             self.keep(out.slices(input), written);
         }
@@ -304,6 +308,7 @@ impl Stream {
     }
 
     /// Writes `bytes` as they are; the rest waits.
+    #[inline]
     fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         let written = if self.pending.is_some() { 0 } else { unless_blocked(self.write_once(bytes))? };
         if written < bytes.len() {
@@ -317,6 +322,7 @@ impl Stream {
         retry(|| self.socket.write(bytes))
     }
 
+    #[cold]
     fn keep<'a>(&mut self, slices: impl Iterator<Item = &'a [u8]>, mut skip: usize) {
         let pending = self.pending.get_or_insert_with(Box::default);
         for slice in slices {

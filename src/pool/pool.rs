@@ -1,7 +1,7 @@
 //! One database entry and one pool user: servers by state, clients in line.
 
 use super::list::{End, Linked, Links, List};
-use super::slot::ServerState;
+use super::slot::{Server, ServerState};
 use super::{Action, Collected, Pools};
 use crate::config::PoolMode;
 use crate::disconnect::Disconnect;
@@ -130,6 +130,13 @@ impl<R> Pool<R> {
         }
     }
 
+    /// server_lifetime has passed, and enough time since the last connection of the pool was closed for that.
+    pub(super) fn finds_too_old<S>(&self, server: &Server<S>, now: Micros) -> bool {
+        let lifetime = self.sizes.lifetime;
+        let gap = || Micros(lifetime.0.checked_div(u64::from(self.sizes.pool_size)).unwrap_or(0));
+        now.since(server.launched) >= lifetime && self.last_lifetime_close.is_none_or(|last| now.since(last) >= gap())
+    }
+
     /// Does anything refer to the pool?
     pub(super) fn is_referred_to(&self) -> bool {
         self.attached > 0 || self.connections > 0 || self.has_waiters() || !self.cancels_waiting.is_empty()
@@ -200,14 +207,12 @@ impl<S, R: Clone> Pools<S, R> {
 
     /// Links a server to a client at `home`. It must not be among the idle ones with a connection of its own any more.
     pub(super) fn grant(&mut self, server: ServerId, conn: S, home: WorkerId) -> Grant<S> {
-        let moved = self.servers[server].home != home;
+        let granted = &self.servers[server];
+        let moved = granted.home != home;
+        let pool_mode = if granted.replication { PoolMode::Session } else { self.pools[granted.pool].sizes.mode };
         self.move_to(server, ServerState::Active, home, End::Back);
         self.grants += 1;
         self.moves += u64::from(moved);
-        let pool_mode = match &self.servers[server] {
-            server if server.replication => PoolMode::Session,
-            server => self.pools[server.pool].sizes.mode,
-        };
         Grant { server, conn, pool_mode, moved }
     }
 
@@ -244,8 +249,9 @@ impl<S, R: Clone> Pools<S, R> {
     pub(super) fn take_idle(&mut self, pool: PoolId, home: WorkerId) -> Option<(ServerId, S)> {
         while self.pools[pool].idle > 0 {
             let id = self.next_idle(pool, home)?;
-            let conn = self.servers[id].conn.take().expect("an idle server has its connection here");
-            if !self.servers[id].close_needed {
+            let server = &mut self.servers[id];
+            let conn = server.conn.take().expect("an idle server has its connection here");
+            if !server.close_needed {
                 return Some((id, conn));
             }
             self.note_room(pool);

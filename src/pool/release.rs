@@ -101,13 +101,13 @@ impl<S, R: Clone> Pools<S, R> {
             return Released::Close { conn, reason };
         }
         let server = &self.servers[id];
-        let (home, resumed) = (server.home, server.inspected_in);
+        let (home, replication) = (server.home, server.replication);
         let linked = matches!(from, Origin::Link { .. });
-        let inspected = (from == Origin::Inspection).then_some(resumed);
+        let inspected = (from == Origin::Inspection).then_some(server.inspected_in);
         if server.cancels_in_flight > 0 && (linked || inspected == Some(ServerState::BeingCanceled)) {
             return self.park(id, conn, ServerState::BeingCanceled);
         }
-        if self.servers[id].replication {
+        if replication {
             self.forget(id);
             return Released::Close { conn, reason: "replication client was closed".into() };
         }
@@ -128,35 +128,27 @@ impl<S, R: Clone> Pools<S, R> {
 
     fn reason_to_close(&mut self, id: ServerId, from: Origin, now: Micros) -> Option<Cow<'static, str>> {
         let server = &self.servers[id];
-        let pool = server.pool;
         if let Some(reason) = &server.doomed {
             return Some(reason.clone());
         }
-        if matches!(from, Origin::Link { .. } | Origin::Rest | Origin::Test) && self.is_over_age(id, now) {
-            self.pools[pool].last_lifetime_close = Some(now);
+        let id_of_pool = server.pool;
+        let pool = &self.pools[id_of_pool];
+        let paused = self.pause == PauseMode::Paused || self.entries[pool.db].paused;
+        if matches!(from, Origin::Link { .. } | Origin::Rest | Origin::Test) && pool.finds_too_old(server, now) {
+            self.pools[id_of_pool].last_lifetime_close = Some(now);
             return Some("server lifetime over".into());
         }
-        let server = &self.servers[id];
         if server.cancels_unsent > 0 {
             self.drop_unsent_cancels(id);
         }
-        if self.servers[id].close_needed {
+        let server = &self.servers[id];
+        if server.close_needed {
             return Some("close_needed".into());
         }
-        if self.servers[id].cancel_astray {
+        if server.cancel_astray {
             return Some("cancel request given up on its way".into());
         }
-        let paused = self.pause == PauseMode::Paused || self.entries[self.pools[pool].db].paused;
-        (paused && self.servers[id].cancels_in_flight == 0).then(|| "pause mode".into())
-    }
-
-    /// server_lifetime has passed, and enough time since the last connection of the pool was closed for that.
-    pub(super) fn is_over_age(&self, id: ServerId, now: Micros) -> bool {
-        let server = &self.servers[id];
-        let pool = &self.pools[server.pool];
-        let lifetime = pool.sizes.lifetime;
-        let gap = Micros(lifetime.0.checked_div(u64::from(pool.sizes.pool_size)).unwrap_or(0));
-        now.since(server.launched) >= lifetime && pool.last_lifetime_close.is_none_or(|last| now.since(last) >= gap)
+        (paused && server.cancels_in_flight == 0).then(|| "pause mode".into())
     }
 
     fn needs_reset(&self, id: ServerId, from: Origin) -> bool {
@@ -165,7 +157,7 @@ impl<S, R: Clone> Pools<S, R> {
             Origin::Link { session_end } => session_end,
             _ => self.pools[self.servers[id].pool].sizes.mode == PoolMode::Session,
         };
-        !settings.server_reset_query.is_empty() && (session || settings.server_reset_query_always.is_on())
+        (session || settings.server_reset_query_always.is_on()) && !settings.server_reset_query.is_empty()
     }
 
     fn park(&mut self, id: ServerId, conn: S, state: ServerState) -> Released<S> {
@@ -193,11 +185,12 @@ impl<S, R: Clone> Pools<S, R> {
 
     /// A connection came to rest: its own pool may use it, others may have it evicted.
     fn parked(&mut self, id: ServerId, now: Micros) {
-        let pool = self.servers[id].pool;
-        if self.pools[pool].has_waiters() {
-            self.serve(pool, now);
+        let id_of_pool = self.servers[id].pool;
+        let pool = &self.pools[id_of_pool];
+        let (db, user) = (pool.db, pool.user);
+        if pool.has_waiters() {
+            self.serve(id_of_pool, now);
         }
-        let (db, user) = (self.pools[pool].db, self.pools[pool].user);
         self.relieve(db, user, now);
     }
 

@@ -108,7 +108,7 @@ impl<S, R: Clone> Pools<S, R> {
         if !timeout.is_zero() && now.since(server.last_used) > timeout && state.connected() > state.sizes.min {
             return Some("server idle timeout".into());
         }
-        if self.is_over_age(id, now) {
+        if state.finds_too_old(server, now) {
             self.pools[pool].last_lifetime_close = Some(now);
             return Some("server lifetime over".into());
         }

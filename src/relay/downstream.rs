@@ -51,6 +51,10 @@ impl Downstream<'_, '_> {
             let item = next.map_err(|_| Disconnect::fatal("bad pkt header"))?;
             match item {
                 None => return Ok(()),
+                // a row and the like moves nothing on
+                Some(Item::Whole { tag: be::DATA_ROW | be::COPY_DATA, start, end }) if self.forwards() => {
+                    self.out.forward(start, end);
+                }
                 Some(Item::Whole { tag, start, end }) => {
                     let forward = self.message(tag, &input[start..end])?;
                     if forward {
@@ -62,6 +66,12 @@ impl Downstream<'_, '_> {
                 Some(Item::Body { start, end, last }) => self.body(input, start, end, last)?,
             }
         }
+    }
+
+    /// Does the client get the answer that is being given?
+    #[inline]
+    fn forwards(&self) -> bool {
+        self.client.is_some() && self.server.outstanding.give() == Some(Give::Forward)
     }
 
     /// The header of a cut message; `before..pos` is its part in the input.

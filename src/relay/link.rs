@@ -135,7 +135,7 @@ pub fn ask(server: &mut ServerSide, column: String, out: &mut Vec<u8>) {
 /// Gives the client the invented answers that are due; never in the middle of a message of the server.
 #[inline]
 pub(crate) fn give_due(server: &mut ServerSide, back: &mut Out) {
-    if server.scan.in_body() {
+    if !server.outstanding.is_due() || server.scan.in_body() {
         return;
     }
     while let Some(entry) = server.outstanding.due() {

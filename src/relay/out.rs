@@ -70,6 +70,17 @@ impl Out {
         })
     }
 
+    /// All of it, if it is one piece.
+    #[inline]
+    #[must_use]
+    pub fn single<'a>(&'a self, input: &'a [u8]) -> Option<&'a [u8]> {
+        match self.pieces.as_slice() {
+            [Piece::Input(range)] => Some(&input[range.clone()]),
+            [Piece::Own(range)] => Some(&self.own[range.clone()]),
+            _ => None,
+        }
+    }
+
     /// Total number of bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -82,10 +93,13 @@ impl Out {
     }
 
     /// Forgets everything and keeps the memory, unless one turn made it large.
+    #[inline]
     pub fn clear(&mut self) {
         self.pieces.clear();
-        self.own.clear();
-        self.own.shrink_to(64 * 1024);
+        if !self.own.is_empty() {
+            self.own.clear();
+            self.own.shrink_to(64 * 1024);
+        }
     }
 }
 
@@ -107,7 +121,14 @@ mod tests {
         assert_eq!(out.len(), 3);
         assert_eq!(out.slices(input).collect::<Vec<_>>().concat(), b"abcdXYgh");
         assert_eq!(out.bytes(), 8);
+        assert_eq!(out.single(input), None);
         out.clear();
         assert!(out.is_empty());
+        assert_eq!(out.single(input), None);
+        out.own(|own| own.extend_from_slice(b"Z"));
+        assert_eq!(out.single(input), Some(&b"Z"[..]));
+        out.clear();
+        out.forward(1, 3);
+        assert_eq!(out.single(input), Some(&b"bc"[..]));
     }
 }

@@ -250,6 +250,7 @@ impl Outstanding {
     ///
     /// # Errors
     /// [`NoOwner`] if nobody asked.
+    #[inline]
     pub fn command_complete(&mut self, copying: bool) -> Result<(), NoOwner> {
         let head = self.queue.front().map(|entry| entry.request);
         if head == Some(Request::Inherited) {
@@ -295,6 +296,7 @@ impl Outstanding {
     ///
     /// # Errors
     /// [`NoOwner`] if nobody asked.
+    #[inline]
     pub fn ready(&mut self) -> Result<Completed, NoOwner> {
         if !self.skipping {
             let head = self.queue.front().ok_or(NoOwner)?;
@@ -318,10 +320,16 @@ impl Outstanding {
         Ok(Completed { give, undos })
     }
 
-    /// The invented answer that is due now, if one is.
+    /// Is an invented answer due now?
     #[inline]
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.queue.front().is_some_and(|head| head.give == Give::Fake) && !self.skipping
+    }
+
+    /// The invented answer that is due now, if one is.
     pub fn due(&mut self) -> Option<Expected> {
-        if self.queue.front().is_some_and(|head| head.give == Give::Fake) && !self.skipping {
+        if self.is_due() {
             let due = self.queue.pop_front();
             self.drop_ignored();
             return due;

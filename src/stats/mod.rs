@@ -51,7 +51,15 @@ impl Counters {
         }
     }
 
+    /// Has nothing been counted?
+    #[inline]
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        self.in_order().iter().fold(0, |all, counter| all | counter) == 0
+    }
+
     /// In the order of the columns of SHOW STATS.
+    #[inline]
     #[must_use]
     pub const fn in_order(&self) -> [u64; Self::COUNT] {
         [

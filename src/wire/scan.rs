@@ -7,12 +7,15 @@
 /// Type byte and length.
 pub const HEADER_LEN: usize = 5;
 
+/// What `head_len` is inside a body.
+const IN_BODY: u8 = HEADER_LEN as u8;
+
 /// Where a stream stands between two reads.
 #[derive(Clone, Debug, Default)]
 pub struct Scanner {
     head: [u8; HEADER_LEN],
+    /// How much of the header has come; all of it, and we are in the body. Zero between two messages.
     head_len: u8,
-    in_body: bool,
     left: u32,
 }
 
@@ -49,13 +52,13 @@ impl Scanner {
     /// True between two messages: nothing of a message has been seen that is not complete.
     #[must_use]
     pub const fn at_boundary(&self) -> bool {
-        self.head_len == 0 && !self.in_body
+        self.head_len == 0
     }
 
     /// True inside a body, that is after `Begin` and before its last `Body`.
     #[must_use]
     pub const fn in_body(&self) -> bool {
-        self.in_body
+        self.head_len == IN_BODY
     }
 
     /// Bytes of the current body that have not come yet.
@@ -67,17 +70,17 @@ impl Scanner {
     /// The bytes of a header that was cut; empty in a body and between two messages.
     #[must_use]
     pub fn partial_header(&self) -> &[u8] {
-        &self.head[..usize::from(self.head_len)]
+        if self.in_body() { &[] } else { &self.head[..usize::from(self.head_len)] }
     }
 
     /// How many bytes are known to be missing of the message being read: of its body, or of its header; zero between two
     /// messages.
     #[must_use]
     pub const fn missing(&self) -> usize {
-        match (self.in_body, self.head_len) {
-            (true, _) => self.left as usize,
-            (false, 0) => 0,
-            (false, got) => HEADER_LEN - got as usize,
+        match self.head_len {
+            0 => 0,
+            IN_BODY => self.left as usize,
+            got => HEADER_LEN - got as usize,
         }
     }
 
@@ -92,8 +95,21 @@ impl Scanner {
     ///
     /// # Errors
     /// [`BadHeader`] for an impossible length.
+    #[inline]
     pub fn peek(&mut self, input: &[u8], pos: &mut usize, limit: u32) -> Result<Option<(u8, u32)>, BadHeader> {
-        debug_assert!(!self.in_body);
+        debug_assert!(!self.in_body());
+        // almost every header comes whole
+        if self.head_len == 0
+            && let Some(&head) = input.get(*pos..).and_then(<[u8]>::first_chunk)
+            && let Some(body_len) = body_len(head, limit)
+        {
+            return Ok(Some((head[0], body_len)));
+        }
+        self.peek_piece(input, pos, limit)
+    }
+
+    /// [`Scanner::peek`] where the header is not all there, or wrong.
+    fn peek_piece(&mut self, input: &[u8], pos: &mut usize, limit: u32) -> Result<Option<(u8, u32)>, BadHeader> {
         let rest = &input[*pos..];
         let have = usize::from(self.head_len);
         let mut head = self.head;
@@ -128,6 +144,9 @@ impl Scanner {
             *pos = end;
             return Ok(Some(Item::Whole { tag, start, end }));
         }
+        if start == input.len() && self.at_boundary() {
+            return Ok(None);
+        }
         self.next_piece(input, pos, limit)
     }
 
@@ -135,7 +154,7 @@ impl Scanner {
     fn next_piece(&mut self, input: &[u8], pos: &mut usize, limit: u32) -> Result<Option<Item>, BadHeader> {
         let start = *pos;
         let rest = &input[start..];
-        if self.in_body {
+        if self.in_body() {
             return Ok(self.body(rest.len(), start, pos));
         }
         let Some((_, body_len)) = self.peek(input, pos, limit)? else { return Ok(None) };
@@ -148,8 +167,7 @@ impl Scanner {
 
     fn begin(&mut self, head: [u8; HEADER_LEN], body_len: u32) -> Item {
         self.head = head;
-        self.head_len = 0;
-        self.in_body = true;
+        self.head_len = IN_BODY;
         self.left = body_len;
         Item::Begin { tag: head[0], body_len }
     }
@@ -160,13 +178,16 @@ impl Scanner {
             return None;
         }
         self.left -= u32::try_from(take).unwrap_or(self.left);
-        self.in_body = self.left > 0;
+        let last = self.left == 0;
+        if last {
+            self.head_len = 0;
+        }
         *pos = start + take;
-        Some(Item::Body { start, end: start + take, last: !self.in_body })
+        Some(Item::Body { start, end: start + take, last })
     }
 
     fn bad(&self, rest: &[u8]) -> BadHeader {
-        let mut bytes = self.head[..usize::from(self.head_len)].to_vec();
+        let mut bytes = self.partial_header().to_vec();
         bytes.extend_from_slice(&rest[..rest.len().min(8 - bytes.len())]);
         BadHeader { bytes }
     }

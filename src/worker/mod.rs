@@ -188,7 +188,7 @@ impl Worker {
                 self.woke = self.now;
             }
             // first what we were told: a client that sends something after a SET was answered must find it done
-            self.shared.clone().post(self.id).take(&mut messages);
+            self.shared.post(self.id).take(&mut messages);
             for message in messages.drain(..) {
                 self.guarded(|worker| worker.message(message));
                 self.obey_local();
@@ -332,6 +332,12 @@ impl Worker {
     #[inline]
     pub(crate) fn pools_release(&mut self, call: impl FnOnce(&mut Broker) -> Released<Box<server::Server>>) {
         let released = locked(&self.shared.broker, &mut self.actions, call);
+        if matches!(released, Released::Kept) {
+            if !self.actions.is_empty() {
+                self.obey_actions();
+            }
+            return;
+        }
         let mut actions = std::mem::take(&mut self.actions);
         match released {
             Released::Kept => {}
@@ -389,21 +395,16 @@ impl Worker {
         self.turning.begin(&taken);
         let ended = self.drive(&mut taken);
         self.flush_log(&taken);
-        if !self.tally_is_empty()
-            && let Some(pool) = &taken.pool
+        if let Some(pool) = &taken.pool
+            && !self.tally.is_zero()
         {
-            pool.add(self.id, &self.tally);
-            self.tally = Counters::default();
+            pool.add(self.id, &std::mem::take(&mut self.tally));
         }
         self.turning.done();
         match ended {
             Ok(()) => self.clients.put_back(taken),
             Err(end) => self.disconnect(taken, end),
         }
-    }
-
-    fn tally_is_empty(&self) -> bool {
-        self.tally == Counters::default()
     }
 
     fn drive(&mut self, client: &mut Client) -> Result<(), End> {

@@ -67,12 +67,20 @@ impl Worker {
             _ => i64::MAX,
         };
         for _ in 0..rounds {
-            if !self.round(client)? || !matches!(client.phase, Phase::Active) {
+            if !self.round(client)? || !Self::has_more(client) {
                 return Ok(());
             }
         }
         self.again.push(client.me);
         Ok(())
+    }
+
+    /// False if another round would find nothing to do.
+    #[inline]
+    fn has_more(client: &Client) -> bool {
+        let stream = &client.stream;
+        matches!(client.phase, Phase::Active)
+            && (client.server.is_some() || client.input.is_some() || stream.readable() || stream.is_blocked())
     }
 
     /// One pass over both directions; false when there is nothing left to do.
@@ -109,16 +117,16 @@ impl Worker {
     fn read_server(&mut self, client: &mut Client) -> Result<bool, End> {
         let most = if self.hold == Hold::Off { usize::MAX } else { self.server_allowance(client) };
         let Some(server) = client.server.as_mut().filter(|_| most > 0) else { return Ok(false) };
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let room = scratch.input.len().min(most);
-        let read = match server.stream.read(&mut scratch.input[..room]) {
+        let mut input = std::mem::take(&mut self.scratch.input);
+        let room = input.len().min(most);
+        let read = match server.stream.read(&mut input[..room]) {
             ReadResult::Data(n) => n,
             ReadResult::Nothing => {
-                self.scratch = scratch;
+                self.scratch.input = input;
                 return Ok(false);
             }
             gone @ (ReadResult::Eof | ReadResult::Failed(_)) => {
-                self.scratch = scratch;
+                self.scratch.input = input;
                 server.lost_while_reading(&gone);
                 if client.mode != PoolMode::Session && settled(&client.side, &server.side) && client.input.is_none() {
                     server.side.leaving = true;
@@ -128,15 +136,14 @@ impl Worker {
             }
         };
         server.request_time = self.now;
-        let input = &scratch.input[..read];
         let (query, transaction) = (client.side.query_start, client.side.xact_start);
         let mut ctx = context!(self, client.mode);
         let side = Some(&mut client.side);
-        let ran = Downstream { client: side, server: &mut server.side, ctx: &mut ctx, out: &mut scratch.to_client }
-            .run(input);
-        let written = client.stream.write_out(&scratch.to_client, input);
-        scratch.to_client.clear();
-        self.scratch = scratch;
+        let out = &mut self.scratch.to_client;
+        let ran = Downstream { client: side, server: &mut server.side, ctx: &mut ctx, out }.run(&input[..read]);
+        let written = client.stream.write_out(&self.scratch.to_client, &input[..read]);
+        self.scratch.to_client.clear();
+        self.scratch.input = input;
         self.note_time(client, Span::Query, query, client.side.query_start);
         self.note_time(client, Span::Transaction, transaction, client.side.xact_start);
         if let Err(why) = ran {
@@ -307,6 +314,10 @@ impl Worker {
         let mut server = self.take_over(client, grant.conn)?;
         if server.replication != Replication::None {
             // it was told the client's parameters at its startup
+            client.server = Some(server);
+            return Ok(true);
+        }
+        if client.side.vars.ptr_eq(&server.side.vars) {
             client.server = Some(server);
             return Ok(true);
         }
