@@ -24,7 +24,7 @@ impl Worker {
             Route::Local(CancelKey(key)) => {
                 let target = self.shared.cancel_keys.lock().get(&key).copied();
                 let Some(target) = target else { return Err(failed().into()) };
-                self.now_canceling(client, Canceling::default());
+                self.now_canceling(client, None);
                 self.local_or_remote(target.worker, Message::CancelTarget { target, request: client.me });
             }
             Route::Peer { id, key } => self.forward_to_peer(client, id, key)?,
@@ -42,8 +42,9 @@ impl Worker {
         u16::from_le_bytes([low, high])
     }
 
-    fn now_canceling(&self, client: &mut Client, canceling: Canceling) {
-        client.phase = Phase::Cancel(Box::new(canceling));
+    fn now_canceling(&self, client: &mut Client, pool: Option<Arc<PoolShared>>) {
+        let left = client.stream.closing().then_some(self.now);
+        client.phase = Phase::Cancel(Box::new(Canceling { pool, sent: false, left }));
         self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -56,7 +57,7 @@ impl Worker {
         let Some(pool) = queued else {
             return Err(Disconnect::silent("could not find peer to forward request to").into());
         };
-        self.now_canceling(client, Canceling { pool, sent: false });
+        self.now_canceling(client, pool);
         Ok(())
     }
 
@@ -120,12 +121,13 @@ impl Worker {
         }
     }
 
-    /// A cancel connection is not read; if its client closes it, the request is given up.
-    pub(super) fn cancel_still_wanted(client: &mut Client) -> Result<(), End> {
-        if client.stream.closing() {
-            return Err(Disconnect::silent("client unexpected eof").into());
+    /// A cancel connection is not read, but its client may close it: many drivers do so at once, and count on the request.
+    pub(super) fn canceling(&self, client: &mut Client) {
+        if let Phase::Cancel(canceling) = &mut client.phase
+            && client.stream.closing()
+        {
+            canceling.left.get_or_insert(self.now);
         }
-        Ok(())
     }
 }
 

@@ -100,6 +100,8 @@ pub struct Canceling {
     pub pool: Option<Arc<PoolShared>>,
     /// It is on the wire; before that it waits for a connection.
     pub sent: bool,
+    /// When its client closed the connection, if it has.
+    pub left: Option<Micros>,
 }
 
 /// A console connection.

@@ -415,7 +415,10 @@ impl Worker {
             Phase::Lookup(_) => self.lookup(client),
             Phase::Waiting(_) | Phase::WaitingLogin(_) => Self::still_there(client),
             Phase::Console(_) => self.console(client),
-            Phase::Cancel(_) => Self::cancel_still_wanted(client),
+            Phase::Cancel(_) => {
+                self.canceling(client);
+                Ok(())
+            }
         }
     }
 

@@ -17,6 +17,9 @@ use crate::worker::{SWEEP_EVERY, SWEEP_SLICE, Worker};
 
 const NOTICE: &str = "No server connection available in postgres backend, client being queued";
 
+/// How long a cancel request goes on whose client has closed its connection.
+const CANCEL_OUTLIVES: Micros = Micros(2_000_000);
+
 impl Worker {
     /// Looks over some clients if a round is due or under way.
     pub(super) fn sweep_slice(&mut self) {
@@ -94,6 +97,9 @@ impl Worker {
                     effective::client_idle_timeout(config, client.user.as_deref().unwrap_or_default())
                 });
                 over(self.now.since(client.request_time), limit).then(|| fatal("client_idle_timeout"))
+            }
+            Phase::Cancel(canceling) if canceling.left.is_some_and(|left| self.now.since(left) > CANCEL_OUTLIVES) => {
+                Some(Verdict::End(Disconnect::silent("client unexpected eof").into()))
             }
             Phase::Cancel(canceling) if canceling.sent => None,
             Phase::Cancel(_) => {

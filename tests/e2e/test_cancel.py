@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import struct
 import subprocess
 import threading
@@ -105,6 +106,29 @@ def test_a_cancel_that_is_given_up(gated, pg):
         gate.shut = False
         cancel(pooler, wire.key)
         assert wire.result().error["C"] == "57014"
+
+
+def test_a_cancel_outlives_its_connection(gated, pg):
+    """Drivers that close the connection at once count on the request all the same."""
+    pooler, gate = gated
+    with pooler.login() as wire:
+        for on_its_way in (False, True):
+            wire.send(query("SELECT pg_sleep(30), 'sent and left'"))
+            until(lambda: pg.sleeping("sent and left"))
+            gate.shut = True
+            left = start_cancel(pooler, wire.key)
+            if on_its_way:
+                until(lambda: gate.held)
+            left.close()
+            until(lambda: gate.held)
+            with socket.create_connection(("127.0.0.1", pg.port)) as through:
+                through.sendall(gate.held[0][1])
+                assert through.recv(1) == b""
+            gate.shut = False
+            gate.let_go()
+            assert wire.result().error["C"] == "57014"
+            until(lambda: states(pooler) == ([], ["idle"]))
+    pooler.wait_log("closing because: successfully sent cancel request", 2)
 
 
 def test_a_cancel_waits_no_longer_than_its_query(gated, pg):
