@@ -2,10 +2,10 @@
 //! acknowledged commit is lost, none is made twice, nothing that was rolled back or cut stays, a cancel stops no query of
 //! somebody else, the counts go back to zero and memory stays what it is.
 //!
-//! `COMMITS` sets the number of transactions (5,000), `COMMITS_SEED` the seed, which is printed. A million takes some ten
+//! `COMMITS` sets the number of transactions (5,000), `COMMITS_SEED` the seed, which is printed. A million takes some
 //! minutes:
 //!
-//! `COMMITS=1000000 cargo test --test commits -- --nocapture`
+//! `COMMITS=1000000 cargo test --profile checked --test commits -- --nocapture`
 
 #![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "deadlines and figures of a test")]
 

@@ -7,7 +7,7 @@
 //! `LEDGER_OPERATIONS` sets the number of operations (10,000), `LEDGER_WORKERS` that of worker threads (2), `LEDGER_SEED` the
 //! seed, which is printed. With 1,000,000 it takes some ten minutes:
 //!
-//! `LEDGER_OPERATIONS=1000000 cargo test --release --test ledger -- --nocapture`
+//! `LEDGER_OPERATIONS=1000000 cargo test --profile checked --test ledger -- --nocapture`
 
 #![expect(clippy::disallowed_methods, clippy::print_stdout, reason = "deadlines and figures of a test")]
 

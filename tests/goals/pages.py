@@ -65,7 +65,9 @@ def section(goal, kept):
     longer = f", or for longer `tests/goals/run --long {goal.name}`" if goal.long or any(c.long for c in goal.commands) else ""
     out = [f"## {goal.name} {goal.title}", "", f"{goal.promise} Shown by `tests/goals/run {goal.name}`{longer}:", ""]
     for command in goal.commands:
-        for _, line in sorted(kept["commands"].get(command.run, {}).items(), reverse=True):
+        for form, line in sorted(kept["commands"].get(command.run, {}).items(), reverse=True):
+            if getattr(command, form) is None:
+                continue
             runs = f"{line['runs']} runs, " if line["runs"] > 1 else ""
             out.append(f"- `{with_env(command.run, line['env'])}`: {line['figure']} ({runs}{line['day']})")
     for test, forms in sorted(kept["tests"].items()):
