@@ -338,11 +338,14 @@ impl Supervisor {
     }
 
     fn pause_by_signal(&mut self) {
-        let now = Clock::now();
-        match self.pools(|broker| broker.pools.pause_all(now)) {
-            Ok(()) => tracing::info!("got SIGUSR1, pausing all activity"),
-            Err(_) => tracing::info!("got SIGUSR1, but already paused/suspended"),
+        if self.shared.broker.lock().pools.may_pause().is_err() {
+            tracing::info!("got SIGUSR1, but already paused/suspended");
+            return;
         }
+        // before the lines about the servers that it closes
+        tracing::info!("got SIGUSR1, pausing all activity");
+        let now = Clock::now();
+        let _ = self.pools(|broker| broker.pools.pause_all(now));
     }
 
     fn resume_by_signal(&mut self) {

@@ -315,6 +315,15 @@ def test_sigusr1_and_sigusr2(pooler):
         pooler.wait_log("got SIGUSR1, but already paused/suspended")
 
 
+def test_a_pause_by_signal_is_logged_before_what_it_closes(pooler):
+    with pooler.login() as wire:
+        wire.query("SELECT 1")
+        pooler.signal(signal.SIGUSR1)
+        pooler.wait_log("closing because: pause mode")
+    log = pooler.log()
+    assert log.index("got SIGUSR1, pausing all activity") < log.index("closing because: pause mode")
+
+
 @pytest.mark.since("1.23")
 def test_sigquit(pooler):
     with pooler.login() as wire:
