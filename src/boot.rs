@@ -84,7 +84,8 @@ fn start(options: &Options) -> Result<(), Fatal> {
         sys::daemon::daemonize(&settings.pidfile)?;
         log::silence_stderr();
     }
-    let expected = effective::expected_fds(&config, read.users.keys().map(String::as_str));
+    let taken_over = predecessor.iter().flat_map(Takeover::databases);
+    let expected = effective::expected_fds(&config, read.users.keys().map(String::as_str), taken_over);
     tracing::info!("{}", limit.describe(settings.max_client_conn, expected));
     let listen = listen_options(&config, port);
     let (listeners, predecessor) = match predecessor {

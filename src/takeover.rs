@@ -107,6 +107,11 @@ impl Takeover {
         Ok(())
     }
 
+    /// The databases that clients and servers are of; a name may come again.
+    pub fn databases(&self) -> impl Iterator<Item = &str> {
+        self.sockets.iter().filter_map(|(row, _)| row.database.as_deref())
+    }
+
     /// Ends the old process, and waits until it and its pidfile are gone.
     ///
     /// # Errors
