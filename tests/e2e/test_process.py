@@ -130,6 +130,24 @@ def test_logfile_and_quiet(make_pooler):
     until(lambda: pooler.login().close() or logfile.exists(), what="the log is reopened after SIGHUP")
 
 
+@pytest.mark.parametrize("arguments, extra, lines", [
+    ([], "nonsense\n", ["ERROR syntax error in configuration", "FATAL cannot load config file"]),
+    (["-u", "no_such_user_here"], "", ["FATAL could not find user 'no_such_user_here' to switch to"]),
+    ([], "client_tls_sslmode = require\n", ["FATAL TLS setup failed"]),
+], ids=["configuration", "user", "tls"])
+@pytest.mark.parametrize("quiet", [True, False])
+def test_why_a_start_failed_is_in_the_logfile(make_pooler, arguments, extra, lines, quiet):
+    """Also if nothing is to be said on stderr."""
+    pooler = make_pooler(start=False)
+    logfile = pooler.dir / "pgbouncer.log"
+    pooler.ini["logfile"] = logfile
+    pooler.write(extra)
+    pooler.start(*(["-q"] if quiet else []), *arguments, wait=False)
+    assert pooler.wait_end() == 1
+    for line in lines:
+        assert line in logfile.read_text() and (line in pooler.log()) != quiet
+
+
 def test_control_bytes_do_not_forge_log_lines(pooler):
     with pytest.raises(ServerError):
         pooler.login("evil\n2024-01-01 00:00:00.000 UTC [1] FATAL forged")
