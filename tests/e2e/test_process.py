@@ -148,6 +148,16 @@ def test_why_a_start_failed_is_in_the_logfile(make_pooler, arguments, extra, lin
         assert line in logfile.read_text() and (line in pooler.log()) != quiet
 
 
+def test_what_a_client_asks_for_is_logged_when_verbose(make_pooler):
+    pooler = make_pooler(start=False)
+    pooler.start("-v")
+    with pooler.login(application_name="x", TimeZone="Europe/Berlin") as wire:
+        port = wire.sock.getsockname()[1]
+    prefix = f"DEBUG C-0x[0-9a-f]+: \\(nodb\\)/\\(nouser\\)@127.0.0.1:{port} "
+    for line in ("got var: user=app", "got var: database=p0", "got var: TimeZone=Europe/Berlin", "using application_name: x"):
+        assert re.search(f"{prefix}{line}\n", pooler.log())
+
+
 def test_control_bytes_do_not_forge_log_lines(pooler):
     with pytest.raises(ServerError):
         pooler.login("evil\n2024-01-01 00:00:00.000 UTC [1] FATAL forged")
