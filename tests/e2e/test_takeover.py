@@ -449,3 +449,16 @@ def test_entries_made_from_the_wildcard_count_among_the_expected_descriptors(pla
     before, after = (int(number) for number in re.findall(r"max expected fd use: (\d+)", plain.log()))
     users = len(plain.userlist) + 1
     assert after == before + 2 * 7 * users
+
+
+def test_a_pidfile_that_nobody_will_remove_is_not_waited_for(plain):
+    """The old process did not come to remove it: killed at the wrong moment, or somebody had put another file there."""
+    plain.start()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    system.put(plain.ini["pidfile"], f"{gone.pid}\n")
+    with plain.login() as wire:
+        wire.query("SELECT 1")
+        reboot(plain)
+        assert wire.query("SELECT 1").value == "1"
+    assert plain.ini["pidfile"].read_text() == f"{plain.process.pid}\n"
