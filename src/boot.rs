@@ -63,18 +63,15 @@ pub fn run(options: &Options) -> Result<(), NotStarted> {
 fn start(options: &Options) -> Result<(), Fatal> {
     // asked before anything else is opened, and before a fork changes who we are
     let passed = sys::service::passed_sockets();
-    let mut config = load(&options.config_file, None).ok_or_else(|| Fatal("cannot load config file".to_owned()))?;
-    apply_options(&mut config, options);
+    let config = load_config(options)?;
     log::set_verbose(verbosity(&config));
-    log::set_format(config.settings.log_format, config.settings.log_rate_limit);
     // before the user changes: private keys are often root's
     let tls = build_tls(&config).ok_or_else(|| Fatal("TLS setup failed".to_owned()))?;
     if let Some(user) = config.settings.user.as_deref().filter(|user| !user.is_empty()) {
         sys::user::switch_user(user)?;
     }
     sys::user::refuse_root()?;
-    // Only now, or a refused start as root would leave a file that belongs to root.
-    open_logs(&config.settings)?;
+    open_logfile(&config.settings)?;
     let read = FilesRead { users: read_users(&config, &Users::new()), rules: read_rules(&config) };
     let settings = &config.settings;
     let port = u16::try_from(settings.listen_port).map_err(|_| bad_port(settings.listen_port))?;
@@ -84,7 +81,8 @@ fn start(options: &Options) -> Result<(), Fatal> {
         sys::daemon::daemonize(&settings.pidfile)?;
         log::silence_stderr();
     }
-    let expected = effective::expected_fds(&config, read.users.keys().map(String::as_str));
+    let taken_over = predecessor.iter().flat_map(Takeover::databases);
+    let expected = effective::expected_fds(&config, read.users.keys().map(String::as_str), taken_over);
     tracing::info!("{}", limit.describe(settings.max_client_conn, expected));
     let listen = listen_options(&config, port);
     let (listeners, predecessor) = match predecessor {
@@ -97,6 +95,23 @@ fn start(options: &Options) -> Result<(), Fatal> {
         old => (listener::open(&listen)?, old),
     };
     serve(config, read, tls, listeners, port, predecessor)
+}
+
+/// The configuration; from here on log lines go where it says.
+fn load_config(options: &Options) -> Result<Config, Fatal> {
+    let mut opened = Ok(());
+    let loaded = load(&options.config_file, None, |settings| {
+        log::set_format(settings.log_format, settings.log_rate_limit);
+        log::set_syslog(settings.syslog.is_on(), &settings.syslog_facility, &settings.syslog_ident, true);
+        // Root waits until it has become somebody else, or a refused start would leave a file that belongs to root.
+        if !sys::user::is_root() {
+            opened = open_logfile(settings);
+        }
+    });
+    opened?;
+    let mut config = loaded.ok_or_else(|| Fatal("cannot load config file".to_owned()))?;
+    apply_options(&mut config, options);
+    Ok(config)
 }
 
 /// Makes sure that nobody else runs, or takes over from whoever does.
@@ -129,9 +144,8 @@ pub(crate) fn apply_options(config: &mut Config, options: &Options) {
     }
 }
 
-fn open_logs(settings: &Settings) -> Result<(), Fatal> {
+fn open_logfile(settings: &Settings) -> Result<(), Fatal> {
     use std::io::Write as _;
-    log::set_syslog(settings.syslog.is_on(), &settings.syslog_facility, &settings.syslog_ident, true);
     log::open_logfile(&settings.logfile).map_err(|line| {
         let _ = std::io::stderr().write_all(line.as_bytes());
         Fatal(String::new())

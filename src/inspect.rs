@@ -75,7 +75,7 @@ fn dumped(options: &Options) -> Answer {
             apply_options(&mut loaded.config, options);
             Answer { out: dump(&loaded.config), err, good: true }
         }
-        Err(config::LoadFailed) => {
+        Err(_) => {
             err.push_str("cannot load config file\n");
             Answer { out: String::new(), err, good: false }
         }

@@ -19,6 +19,7 @@ use crate::log::Fatal;
 use crate::net::listener::{self, Listeners};
 use crate::supervisor::log_stop;
 use crate::sys;
+use crate::sys::pidfile;
 use crate::sys::stopping::StopSignals;
 use crate::wire::encode;
 use crate::wire::fields::{ErrorFields, split_cstr};
@@ -107,17 +108,24 @@ impl Takeover {
         Ok(())
     }
 
+    /// The databases that clients and servers are of; a name may come again.
+    pub fn databases(&self) -> impl Iterator<Item = &str> {
+        self.sockets.iter().filter_map(|(row, _)| row.database.as_deref())
+    }
+
     /// Ends the old process, and waits until it and its pidfile are gone.
     ///
     /// # Errors
     /// FATAL texts.
-    pub fn finish(mut self, pidfile: &str) -> Result<(), Fatal> {
+    pub fn finish(mut self, file: &str) -> Result<(), Fatal> {
         tracing::info!("sending SHUTDOWN;");
         self.console.send("SHUTDOWN;")?;
         self.console.until_end()?;
-        if !pidfile.is_empty() {
+        if !file.is_empty() {
             tracing::info!("waiting for old pidfile to go away");
-            while Path::new(pidfile).exists() {
+            while Path::new(file).exists() {
+                // it was killed, or the file was not its own: nobody else would ever take it away
+                pidfile::remove_left_behind(file)?;
                 self.console.signals.wait_for(PIDFILE_EVERY).map_err(|e| broken(&e))?;
             }
         }

@@ -19,7 +19,7 @@ impl Judge<'_> {
     fn descriptors(&mut self, listed: &BTreeMap<String, Place>) {
         let (config, limit) = (self.config(), self.machine.fd_limit);
         let clients = config.settings.max_client_conn;
-        let expected = effective::expected_fds(config, listed.keys().map(String::as_str));
+        let expected = effective::expected_fds(config, listed.keys().map(String::as_str), []);
         if expected > limit {
             let text = format!(
                 "max_client_conn={clients} and the servers of all pools need {expected} file descriptors, here a process \

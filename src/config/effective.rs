@@ -116,18 +116,29 @@ pub fn query_wait_timeout(config: &Config, db: &Database, login_user: &str) -> M
         .map_or(config.settings.query_wait_timeout, seconds)
 }
 
-/// Descriptors that the configuration may come to use when the file of users lists these: as many as PgBouncer expects, who
-/// counts a pool for each user that it knows by name, the console's own one among them.
+/// Descriptors that the configuration may come to use when the file of users lists these, and clients or servers of these
+/// databases are taken over: as many as PgBouncer expects, who counts a pool for each user that it knows by name, the
+/// console's own one among them, in each entry that there is, those made from `*` for what is taken over among them.
 #[must_use]
-pub fn expected_fds<'a>(config: &'a Config, listed: impl IntoIterator<Item = &'a str>) -> u64 {
-    let of_entries = config.databases.values().filter_map(|entry| entry.auth_user.as_deref());
+pub fn expected_fds<'a>(
+    config: &'a Config,
+    listed: impl IntoIterator<Item = &'a str>,
+    taken_over: impl IntoIterator<Item = &'a str>,
+) -> u64 {
+    let unknown = |name: &&str| *name != CONSOLE_DATABASE && !config.databases.contains_key(*name);
+    let made: HashSet<&str> = taken_over.into_iter().filter(unknown).collect();
+    let made: Vec<Database> = made.into_iter().filter_map(|name| config.auto_database(name)?.ok()).collect();
+    let entries = || config.databases.values().chain(&made);
+    let of_entries = entries().filter_map(|entry| entry.auth_user.as_deref());
     let of_lines = config.users.keys().map(String::as_str);
-    let users: HashSet<&str> = listed.into_iter().chain(of_lines).chain(of_entries).chain([CONSOLE_DATABASE]).collect();
+    // entries made here do not live as long as the names that were given
+    let listed = listed.into_iter().map(|name| -> &str { name });
+    let users: HashSet<&str> = listed.chain(of_lines).chain(of_entries).chain([CONSOLE_DATABASE]).collect();
     let pools_of = |entry: &Database| if entry.user.is_some() { 1 } else { users.len() as u64 };
     let size_of = |entry: &Database| entry.pool_size.unwrap_or(config.settings.default_pool_size);
     let servers = |entry| u64::try_from(size_of(entry)).unwrap_or(0).saturating_mul(pools_of(entry));
     let clients = u64::try_from(config.settings.max_client_conn).unwrap_or(0);
-    config.databases.values().map(servers).fold(clients + SPARE_FDS + CONSOLE_POOL_SIZE, u64::saturating_add)
+    entries().map(servers).fold(clients + SPARE_FDS + CONSOLE_POOL_SIZE, u64::saturating_add)
 }
 
 /// The role that looks up users for this entry.
@@ -268,7 +279,7 @@ mod tests {
                 config.databases.insert(format!("db{at}"), entry(text));
             }
             config.users.extend(lines.iter().map(|name| ((*name).to_owned(), parse_user("").expect("valid"))));
-            expected_fds(&config, ["a", "b", "c"])
+            expected_fds(&config, ["a", "b", "c"], [])
         };
         for (entries, lines, want) in [
             (&[][..], &[][..], 112),
@@ -286,6 +297,12 @@ mod tests {
         ] {
             assert_eq!(expected(entries, lines), want, "{entries:?} {lines:?}");
         }
+        let mut config = Config::default();
+        config.databases.insert("db".to_owned(), entry(""));
+        assert_eq!(expected_fds(&config, ["a", "b", "c"], ["x"]), 192, "there is no entry that x could have");
+        config.wildcard = Some("pool_size=5".to_owned());
+        let taken_over = ["x", "x", "db", CONSOLE_DATABASE, "y"];
+        assert_eq!(expected_fds(&config, ["a", "b", "c"], taken_over), 192 + 2 * 4 * 5);
     }
 
     #[test]

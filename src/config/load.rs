@@ -11,7 +11,7 @@ use std::path::Path;
 use super::connstr::{self, DATABASE_KEYS, EntryError, USER_KEYS};
 use super::ini::{self, Item, Unreadable, Why};
 use super::mask;
-use super::{Config, Database, LogLine, SetError, WILDCARD, keys};
+use super::{Config, Database, LogLine, SetError, Settings, WILDCARD, keys};
 
 /// Gives the bytes of a file. Relative paths are the reader's business; PgBouncer takes them from the working
 /// directory.
@@ -56,8 +56,15 @@ impl NeedsRestart {
 }
 
 /// No configuration came of it; the log lines say why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadFailed;
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadFailed {
+    /// What the file had said until then: it may have said where log lines go.
+    pub so_far: Box<Settings>,
+}
+
+/// Reading has come to its end too early.
+#[derive(Clone, Copy, Debug)]
+struct Stopped;
 
 /// Reads the configuration file `path`: at start with no `previous`, on reload with the configuration in force.
 ///
@@ -68,6 +75,7 @@ pub struct LoadFailed;
 pub fn load(path: &Path, read: ReadFile<'_>, previous: Option<&Config>) -> (Result<Loaded, LoadFailed>, Vec<LogLine>) {
     let mut loader = Loader::new(path, read, previous);
     let result = loader.run(path);
+    let result = result.map_err(|Stopped| LoadFailed { so_far: Box::new(std::mem::take(&mut loader.config.settings)) });
     (result, loader.log)
 }
 
@@ -112,7 +120,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn run(&mut self, path: &Path) -> Result<Loaded, LoadFailed> {
+    fn run(&mut self, path: &Path) -> Result<Loaded, Stopped> {
         self.file(path, 0)?;
         if !self.has_main_section {
             return self.fail("load_init_file: main section missing from config file");
@@ -122,7 +130,7 @@ impl<'a> Loader<'a> {
     }
 
     /// `depth` is 0 for the first file and one more for each include.
-    fn file(&mut self, path: &Path, depth: usize) -> Result<(), LoadFailed> {
+    fn file(&mut self, path: &Path, depth: usize) -> Result<(), Stopped> {
         let name = path.display();
         let text = match (self.read)(path) {
             Ok(text) => text,
@@ -147,7 +155,7 @@ impl<'a> Loader<'a> {
                             "invalid section \"{section}\" in configuration ({name}:{line})"
                         )));
                         self.hint(section, SECTIONS.iter().copied());
-                        return Err(LoadFailed);
+                        return Err(Stopped);
                     }
                 }
                 Item::Pair { key, value } => self.pair(&key, value, &format_args!("({name}:{line})"))?,
@@ -185,7 +193,7 @@ impl<'a> Loader<'a> {
         true
     }
 
-    fn pair(&mut self, key: &str, value: &str, place: &std::fmt::Arguments<'_>) -> Result<(), LoadFailed> {
+    fn pair(&mut self, key: &str, value: &str, place: &std::fmt::Arguments<'_>) -> Result<(), Stopped> {
         let invalid = |value: &str| {
             LogLine::error(format!("invalid value \"{value}\" for parameter {key} in configuration {place}"))
         };
@@ -193,7 +201,7 @@ impl<'a> Loader<'a> {
         let Some(section) = self.section else {
             self.log.push(LogLine::error(format!("load_init_file: value without section: {key}")));
             self.log.push(invalid(&shown));
-            return Err(LoadFailed);
+            return Err(Stopped);
         };
         let error = match section {
             Section::Pgbouncer => {
@@ -205,7 +213,7 @@ impl<'a> Loader<'a> {
                 if error == SetError::Unknown {
                     self.hint(key, keys::TABLE.iter().map(|key| key.name));
                 }
-                return Err(LoadFailed);
+                return Err(Stopped);
             }
             Section::Databases => self.database(key, value),
             Section::Users => self.user(key, value),
@@ -223,7 +231,7 @@ impl<'a> Loader<'a> {
             EntryError::UnknownUserKey(key) => self.hint(key, USER_KEYS.iter().copied()),
             _ => {}
         }
-        Err(LoadFailed)
+        Err(Stopped)
     }
 
     fn setting(&mut self, name: &str, value: &str) -> Result<(), SetError> {
@@ -293,9 +301,9 @@ impl<'a> Loader<'a> {
         }
     }
 
-    fn fail<T>(&mut self, text: impl Into<String>) -> Result<T, LoadFailed> {
+    fn fail<T>(&mut self, text: impl Into<String>) -> Result<T, Stopped> {
         self.log.push(LogLine::error(text));
-        Err(LoadFailed)
+        Err(Stopped)
     }
 }
 

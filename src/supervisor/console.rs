@@ -74,7 +74,8 @@ impl Supervisor {
     }
 
     /// The wait of a console is over.
-    fn reply_to_wait(&self, client: ClientRef, tag: &str) {
+    fn reply_to_wait(&mut self, client: ClientRef, tag: &str) {
+        self.answered = true;
         let mut bytes = Vec::new();
         reply::done(&mut bytes, tag);
         self.shared.post(client.worker).send(Message::ConsoleReply { client, bytes, waited: true });
@@ -158,6 +159,7 @@ impl Supervisor {
                 let mut out = Vec::new();
                 reply::done(&mut out, &tag);
                 self.reply(client, out);
+                self.answered = true;
                 self.begin_shutdown(mode);
                 Ok(Done::Nothing)
             }
@@ -259,8 +261,8 @@ impl Supervisor {
         Ok(Done::Bytes(out))
     }
 
-    /// Answers the consoles whose wait is over. A completed PAUSE answers every console that waits for anything, by its
-    /// own tag: that is also how a console whose command was cancelled comes back.
+    /// Answers the consoles whose wait is over. A completed PAUSE, also that of a signal, answers every console that waits
+    /// for anything, by its own tag: that is also how a console whose command was cancelled comes back.
     pub(super) fn answer_pending(&mut self) {
         if self.pending.is_empty() {
             return;
@@ -272,7 +274,7 @@ impl Supervisor {
         let paused = pools.pause_mode() != PauseMode::None;
         let entry_paused = !paused && pools.has_paused_entry();
         let waits_for = |what: PendingKind| pending.iter().any(|pending| pending.what == what);
-        let pause_done = waits_for(PendingKind::Pause) && paused && pools.is_drained();
+        let pause_done = pools.pause_mode() == PauseMode::Paused && pools.is_drained();
         let entries_done = waits_for(PendingKind::PauseEntry) && entry_paused && pools.paused_entries_drained();
         let closed = |what| matches!(what, PendingKind::WaitClose(scope) if !pools.close_pending(scope));
         let wait_done = pending.iter().any(|pending| closed(pending.what));

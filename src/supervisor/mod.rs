@@ -122,6 +122,8 @@ pub struct Supervisor {
     pam: PamThread,
     directory_turns: Turns,
     actions: Vec<ServerAction>,
+    /// Since the last tick a console got an answer that it must have before the process ends.
+    answered: bool,
     exit: Option<Exit>,
 }
 
@@ -143,6 +145,7 @@ impl Supervisor {
             pam: PamThread::default(),
             directory_turns: Turns::default(),
             actions: Vec::new(),
+            answered: false,
             exit: None,
         }
     }
@@ -286,6 +289,10 @@ impl Supervisor {
         self.look();
         self.check_zones();
         self.answer_pending();
+        if std::mem::take(&mut self.answered) {
+            // the answer is on its way over a worker
+            return;
+        }
         let mode = self.shared.broker.lock().pools.shutdown_mode();
         match mode {
             ShutdownMode::None => {}
@@ -338,11 +345,14 @@ impl Supervisor {
     }
 
     fn pause_by_signal(&mut self) {
-        let now = Clock::now();
-        match self.pools(|broker| broker.pools.pause_all(now)) {
-            Ok(()) => tracing::info!("got SIGUSR1, pausing all activity"),
-            Err(_) => tracing::info!("got SIGUSR1, but already paused/suspended"),
+        if self.shared.broker.lock().pools.may_pause().is_err() {
+            tracing::info!("got SIGUSR1, but already paused/suspended");
+            return;
         }
+        // before the lines about the servers that it closes
+        tracing::info!("got SIGUSR1, pausing all activity");
+        let now = Clock::now();
+        let _ = self.pools(|broker| broker.pools.pause_all(now));
     }
 
     fn resume_by_signal(&mut self) {

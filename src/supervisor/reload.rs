@@ -10,7 +10,7 @@ use crate::auth::scram::{SALT_BYTES, Verifier, derive};
 use crate::auth::secret::Secret;
 use crate::clock::Clock;
 use crate::config::hba::{self, Rules};
-use crate::config::{self, AuthType, Config, Level, LogLine, ident, userlist};
+use crate::config::{self, AuthType, Config, Level, LogLine, Settings, ident, userlist};
 use crate::log;
 use crate::net::tls::Contexts;
 use crate::shared::{Live, Message, Shared, UserSecret};
@@ -31,10 +31,15 @@ pub struct FilesRead {
     pub rules: Option<Arc<Rules>>,
 }
 
-/// Loads the configuration file and logs what it says. `None` if it cannot be used.
-pub fn load(path: &Path, running: Option<&Config>) -> Option<Config> {
+/// Loads the configuration file and logs what it says. `None` if it cannot be used. `before_lines` gets the settings before
+/// anything is logged: those of the file, or what there was of them before the mistake.
+pub fn load(path: &Path, running: Option<&Config>, before_lines: impl FnOnce(&Settings)) -> Option<Config> {
     let read = |path: &Path| std::fs::read(path);
     let (loaded, lines) = config::load(path, &read, running);
+    before_lines(match &loaded {
+        Ok(loaded) => &loaded.config.settings,
+        Err(failed) => &failed.so_far,
+    });
     for line in lines {
         log_line(line.level, &line.text);
     }
@@ -177,7 +182,7 @@ impl Supervisor {
     /// Reads everything again. False: nothing has changed.
     pub(super) fn reload(&mut self) -> bool {
         let path = self.live.config.settings.conffile.clone().unwrap_or_default();
-        let Some(config) = load(Path::new(&path), Some(&self.live.config)) else {
+        let Some(config) = load(Path::new(&path), Some(&self.live.config), |_| ()) else {
             log_line(Level::Warning, "config file loading failed");
             // the one who rotates logs must not have to mend the configuration first
             self.reopen_logs();

@@ -43,8 +43,26 @@ pub fn check(path: &str) -> Result<(), Fatal> {
     if !parse(&text).is_some_and(is_gone) {
         return Err(Fatal(format!("pidfile '{path}' exists, another instance running?")));
     }
+    remove_stale(path)
+}
+
+/// Takes away a file that names a process that is gone, if there is one.
+///
+/// # Errors
+/// The FATAL text: it cannot be taken away.
+pub fn remove_left_behind(path: &str) -> Result<(), Fatal> {
+    if fs::read(path).is_ok_and(|text| parse(&text).is_some_and(is_gone)) { remove_stale(path) } else { Ok(()) }
+}
+
+fn remove_stale(path: &str) -> Result<(), Fatal> {
     tracing::info!("stale pidfile, removing");
-    fs::remove_file(path).map_err(|e| Fatal(format!("could not remove stale pidfile: {}", error_text(&e))))
+    match fs::remove_file(path) {
+        // its process had removed it in its last moment
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(Fatal(format!("could not remove stale pidfile: {}", error_text(&e))))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The number the text starts with, as strtoul reads it; None for what is no process id.

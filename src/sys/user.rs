@@ -25,16 +25,18 @@ pub fn switch_user(name: &str) -> Result<(), Fatal> {
     setuid(user.uid).map_err(failed)
 }
 
+/// Are we root?
+#[must_use]
+pub fn is_root() -> bool {
+    Uid::current().is_root() || Uid::effective().is_root()
+}
+
 /// Refuses to run as root.
 ///
 /// # Errors
 /// The FATAL text.
 pub fn refuse_root() -> Result<(), Fatal> {
-    if Uid::current().is_root() || Uid::effective().is_root() {
-        Err(Fatal("PgBouncer should not run as root".to_owned()))
-    } else {
-        Ok(())
-    }
+    if is_root() { Err(Fatal("PgBouncer should not run as root".to_owned())) } else { Ok(()) }
 }
 
 /// Our user id, to which the console is open over the Unix socket.

@@ -138,6 +138,9 @@ impl Worker {
             return Err(Disconnect::fatal("SSL required").into());
         }
         let params = self.startup_params(client, minor, body)?;
+        if self.live.config.settings.verbose.is_some_and(|level| level > 0) {
+            self.log_params(client, &params);
+        }
         if params.database != CONSOLE_DATABASE && self.is_full() {
             return Err(full());
         }
@@ -152,6 +155,19 @@ impl Worker {
             params.tracked.iter().map(|(index, value)| (*index, value.as_str())),
         ));
         self.identify(client, params)
+    }
+
+    /// What the client asks for in its startup message.
+    fn log_params(&self, client: &Client, params: &StartupParams) {
+        let conn = client.prefix();
+        let names = &self.shared.names;
+        let tracked = params.tracked.iter().filter_map(|(index, value)| Some((names.name(*index)?, value)));
+        for (key, value) in [("user", &params.user), ("database", &params.database)].into_iter().chain(tracked) {
+            match key {
+                "application_name" => tracing::debug!(conn = %conn, "using application_name: {value}"),
+                _ => tracing::debug!(conn = %conn, "got var: {key}={value}"),
+            }
+        }
     }
 
     fn startup_params(&self, client: &Client, minor: u16, body: &[u8]) -> Result<StartupParams, End> {

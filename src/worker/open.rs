@@ -109,7 +109,12 @@ enum Progress {
 
 impl Opening {
     pub(crate) fn prefix(&self) -> Conn {
-        server_conn(&self.pool, self.ptr(), self.addr)
+        let mut conn = server_conn(&self.pool, self.ptr(), self.addr);
+        if matches!((&self.stage, self.addr), (Stage::Resolving, PeerAddr::Unix { .. })) {
+            // a name that has no address yet is shown as PgBouncer does
+            (conn.addr, conn.port, conn.shown) = ("(bad-af)".to_owned(), 0, "(bad-af):0".to_owned());
+        }
+        conn
     }
 
     pub(crate) const fn ptr(&self) -> u64 {
@@ -272,6 +277,7 @@ impl Worker {
 
     fn connecting(&mut self, mut opening: Box<Opening>, socket: std::io::Result<Socket>, address: Address, to: &str) {
         let server = opening.me;
+        opening.stage = Stage::Connecting;
         self.shared.broker.lock().pools.located(server, address);
         let token = server_token(opening.me);
         let registered = socket.and_then(|socket| {
@@ -282,7 +288,6 @@ impl Worker {
         match registered {
             Ok(stream) => {
                 opening.stream = Some(stream);
-                opening.stage = Stage::Connecting;
                 self.places.set(opening.me, Place::Opening(opening));
             }
             Err(error) => {

@@ -1,6 +1,7 @@
 """The console: grammar, rights, errors, and every command that changes something."""
 
 import re
+import signal
 import struct
 import time
 
@@ -233,6 +234,49 @@ def test_wait_close(pooler, console):
         assert console.recv_or_none(0.5) is None
         busy.query("COMMIT")
         assert console.result().tags == ["WAIT_CLOSE"]
+
+
+@pytest.mark.ours
+def test_everybody_waits_for_his_own(pooler, console):
+    """PgBouncer answers all consoles when whatever was waited for is closed, also those that wait for PAUSE."""
+    with pooler.login() as one, pooler.login("app", "p1") as other, pooler.console() as second, pooler.console() as third:
+        one.query("BEGIN")
+        other.query("BEGIN")
+        console.query("RECONNECT")
+        console.send(query("WAIT_CLOSE p0"))
+        second.send(query("WAIT_CLOSE"))
+        third.send(query("PAUSE p1"))
+        pooler.wait_log("PAUSE 'p1' command issued")
+        one.query("COMMIT")
+        assert console.result().tags == ["WAIT_CLOSE"]
+        holds(lambda: second.recv_or_none(0.1) is None and third.recv_or_none(0.1) is None, 0.5)
+        other.query("COMMIT")
+        assert second.result().tags in (["PAUSE"], ["WAIT_CLOSE"]) and third.result().tags == ["PAUSE"]
+
+
+def test_a_pause_by_signal_answers_who_waits(pooler, console):
+    """As PAUSE at a console does, and with its tag."""
+    with pooler.login() as busy:
+        busy.query("BEGIN")
+        console.query("RECONNECT p0")
+        console.send(query("WAIT_CLOSE p0"))
+        pooler.wait_log("WAIT_CLOSE 'p0' command issued")
+        pooler.signal(signal.SIGUSR1)
+        pooler.wait_log("got SIGUSR1, pausing all activity")
+        busy.query("COMMIT")
+        assert console.result().tags == ["PAUSE"]
+
+
+def test_who_waits_is_answered_before_a_shutdown_is_complete(pooler, console):
+    with pooler.login() as busy:
+        busy.query("BEGIN")
+        console.send(query("PAUSE p0"))
+        pooler.wait_log("PAUSE 'p0' command issued")
+        pooler.signal(signal.SIGINT)
+        pooler.wait_log("got SIGINT, shutting down")
+        assert busy.query("COMMIT").tags == ["COMMIT"]
+        assert console.result().tags == ["PAUSE"]
+        assert pooler.wait_end() == 0
 
 
 def test_disable_and_enable(pooler, console):

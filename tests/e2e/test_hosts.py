@@ -198,7 +198,7 @@ def test_a_name_that_does_not_exist(with_dns, dns):
     with pooler.wire() as wire:
         wire.startup("app", "p0")
         pooler.wait_log(f"WARNING DNS lookup failed: {NAME}: result=0", timeout=1.5)
-        pooler.wait_log("closing because: server DNS lookup failed", timeout=1)
+        pooler.wait_log("p0/app@(bad-af):0 closing because: server DNS lookup failed", timeout=1)
         pooler.wait_log("closing because: server DNS lookup failed", 2, timeout=3)
         assert time.monotonic() - started < 3
         assert pooler.log().count("DNS lookup failed: ") == 1 and dns.count(NAME, "A") == 1

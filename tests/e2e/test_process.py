@@ -130,6 +130,34 @@ def test_logfile_and_quiet(make_pooler):
     until(lambda: pooler.login().close() or logfile.exists(), what="the log is reopened after SIGHUP")
 
 
+@pytest.mark.parametrize("arguments, extra, lines", [
+    ([], "nonsense\n", ["ERROR syntax error in configuration", "FATAL cannot load config file"]),
+    (["-u", "no_such_user_here"], "", ["FATAL could not find user 'no_such_user_here' to switch to"]),
+    ([], "client_tls_sslmode = require\n", ["FATAL TLS setup failed"]),
+], ids=["configuration", "user", "tls"])
+@pytest.mark.parametrize("quiet", [True, False])
+def test_why_a_start_failed_is_in_the_logfile(make_pooler, arguments, extra, lines, quiet):
+    """Also if nothing is to be said on stderr."""
+    pooler = make_pooler(start=False)
+    logfile = pooler.dir / "pgbouncer.log"
+    pooler.ini["logfile"] = logfile
+    pooler.write(extra)
+    pooler.start(*(["-q"] if quiet else []), *arguments, wait=False)
+    assert pooler.wait_end() == 1
+    for line in lines:
+        assert line in logfile.read_text() and (line in pooler.log()) != quiet
+
+
+def test_what_a_client_asks_for_is_logged_when_verbose(make_pooler):
+    pooler = make_pooler(start=False)
+    pooler.start("-v")
+    with pooler.login(application_name="x", TimeZone="Europe/Berlin") as wire:
+        port = wire.sock.getsockname()[1]
+    prefix = f"DEBUG C-0x[0-9a-f]+: \\(nodb\\)/\\(nouser\\)@127.0.0.1:{port} "
+    for line in ("got var: user=app", "got var: database=p0", "got var: TimeZone=Europe/Berlin", "using application_name: x"):
+        assert re.search(f"{prefix}{line}\n", pooler.log())
+
+
 def test_control_bytes_do_not_forge_log_lines(pooler):
     with pytest.raises(ServerError):
         pooler.login("evil\n2024-01-01 00:00:00.000 UTC [1] FATAL forged")
@@ -313,6 +341,15 @@ def test_sigusr1_and_sigusr2(pooler):
         pooler.wait_log("got SIGUSR1, pausing all activity", 2)
         pooler.signal(signal.SIGUSR1)
         pooler.wait_log("got SIGUSR1, but already paused/suspended")
+
+
+def test_a_pause_by_signal_is_logged_before_what_it_closes(pooler):
+    with pooler.login() as wire:
+        wire.query("SELECT 1")
+        pooler.signal(signal.SIGUSR1)
+        pooler.wait_log("closing because: pause mode")
+    log = pooler.log()
+    assert log.index("got SIGUSR1, pausing all activity") < log.index("closing because: pause mode")
 
 
 @pytest.mark.since("1.23")

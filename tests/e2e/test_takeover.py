@@ -435,3 +435,30 @@ def test_entries_made_from_the_wildcard_are_no_news(plain):
         assert {row["database"] for row in plain.show("SERVERS")} == {"p0", "p1"}
     said = [line for line in plain.log().splitlines() if "registered new auto-database" in line]
     assert len(said) == 2 and all(" (nodb)/(nouser)@" in line for line in said), said
+
+
+def test_entries_made_from_the_wildcard_count_among_the_expected_descriptors(plain):
+    """They are there before PgBouncer counts."""
+    plain.databases = {"*": f"host=127.0.0.1 port={plain.pg.port} pool_size=7"}
+    plain.write()
+    plain.start()
+    with plain.login("app", "p0") as first, plain.login("app", "p1") as second:
+        first.query("SELECT 1")
+        second.query("SELECT 1")
+        reboot(plain)
+    before, after = (int(number) for number in re.findall(r"max expected fd use: (\d+)", plain.log()))
+    users = len(plain.userlist) + 1
+    assert after == before + 2 * 7 * users
+
+
+def test_a_pidfile_that_nobody_will_remove_is_not_waited_for(plain):
+    """The old process did not come to remove it: killed at the wrong moment, or somebody had put another file there."""
+    plain.start()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    system.put(plain.ini["pidfile"], f"{gone.pid}\n")
+    with plain.login() as wire:
+        wire.query("SELECT 1")
+        reboot(plain)
+        assert wire.query("SELECT 1").value == "1"
+    assert plain.ini["pidfile"].read_text() == f"{plain.process.pid}\n"

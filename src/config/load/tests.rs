@@ -21,14 +21,14 @@ fn start(text: &str) -> Config {
 
 fn reload(text: &str, previous: &Config) -> (Loaded, Vec<LogLine>) {
     let (result, log) = load_files(&[("p.ini", text.as_bytes())], Some(previous));
-    (result.unwrap_or_else(|LoadFailed| panic!("{text}: {log:?}")), log)
+    (result.unwrap_or_else(|_| panic!("{text}: {log:?}")), log)
 }
 
 /// The log of a load that must fail, without levels; hints are checked by their level.
 fn refused(files: &[(&str, &str)]) -> Vec<String> {
     let files: Vec<_> = files.iter().map(|&(name, text)| (name, text.as_bytes())).collect();
     let (result, log) = load_files(&files, None);
-    assert_eq!(result, Err(LoadFailed), "{files:?}");
+    assert!(result.is_err(), "{files:?}");
     assert!(log.iter().all(|line| (line.level == Level::Log) == line.text.starts_with("did you mean")));
     log.into_iter().map(|line| line.text).collect()
 }
@@ -252,7 +252,7 @@ fn ten_levels_of_includes_and_no_more() {
     let (result, log) = load_files(&files[1..], None);
     assert!(result.is_ok() && log.is_empty(), "{log:?}");
     let (result, log) = load_files(&files, None);
-    assert_eq!(result, Err(LoadFailed));
+    assert!(result.is_err());
     assert_eq!(log.len(), 11);
     assert_eq!(log[0], LogLine::error("include nesting level too deep (i10:1), stopping loading"));
     for (line, level) in log[1..].iter().zip((0..10).rev()) {
