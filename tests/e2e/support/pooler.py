@@ -194,9 +194,22 @@ class Pooler:
         with self.console() as console:
             return console.query(command)
 
+    def settle(self, console=None):
+        """Waits until everything is done that belongs to answers already here.
+
+        A client has its answer a moment before the worker gives the server back and counts. SHOW SERVERS asks every worker,
+        and they answer between two turns.
+        """
+        if console is None:
+            self.admin("SHOW SERVERS")
+        else:
+            console.query("SHOW SERVERS")
+
     def show(self, topic):
-        """Rows of SHOW as dictionaries."""
-        return self.admin(f"SHOW {topic}").dicts
+        """Rows of SHOW as dictionaries, which know of every answer that came before."""
+        with self.console() as console:
+            self.settle(console)
+            return console.query(f"SHOW {topic}").dicts
 
     def pool(self, database="p0", user="app"):
         """The row of SHOW POOLS, numbers as integers; None when there is no such pool."""
