@@ -44,12 +44,12 @@ def test_size_of_the_entry_and_of_the_user(make_pooler, binary, pg):
 
 def test_reserve_pool(make_pooler, pg):
     pg.no_clients()
-    pooler = make_pooler(ini={"default_pool_size": 2, "reserve_pool_size": 1, "reserve_pool_timeout": 1})
+    pooler = make_pooler(ini={"default_pool_size": 2, "reserve_pool_size": 1, "reserve_pool_timeout": 3})
     clients = [pooler.login() for _ in range(5)]
     begin(clients)
     until(lambda: len(pg.backends("p0")) == 2)
     holds(lambda: len(pg.backends("p0")) == 2, 0.6, what="no reserve before its time")
-    until(lambda: len(pg.backends("p0")) == 3, 3)
+    until(lambda: len(pg.backends("p0")) == 3)
     holds(lambda: len(pg.backends("p0")) == 3, 1.5, what="no more than the reserve")
     pooler.wait_log("taking connection from reserve_pool")
 
