@@ -196,6 +196,7 @@ def test_idle_servers_are_taken_last_in_first_out_or_in_turn(make_pooler, round_
         client.query("BEGIN")
     for client in clients:
         client.query("COMMIT")
+    until(lambda: pooler.pool()["sv_idle"] == 3)
     assert len({pid(clients[0]) for _ in range(6)}) == distinct
 
 

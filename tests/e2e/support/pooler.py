@@ -148,7 +148,7 @@ class Pooler:
         self.signal(signal.SIGHUP)
         self.wait_log("got SIGHUP, re-reading config", seen + 1)
         with self.console() as console:
-            console.query("SHOW VERSION")
+            self.settle(console)
 
     def unix_console(self, user="admin"):
         """A console over the Unix socket, which needs no TLS."""
@@ -192,13 +192,17 @@ class Pooler:
     def admin(self, command):
         """Runs one console command that must succeed on a connection of its own."""
         with self.console() as console:
-            return console.query(command)
+            result = console.query(command)
+            if command.startswith("SET "):
+                # every worker is told of it, and has it when it answers
+                self.settle(console)
+            return result
 
     def settle(self, console=None):
         """Waits until everything is done that belongs to answers already here.
 
         A client has its answer a moment before the worker gives the server back and counts. SHOW SERVERS asks every worker,
-        and they answer between two turns.
+        and they answer between two turns, after all that they were told before.
         """
         if console is None:
             self.admin("SHOW SERVERS")
