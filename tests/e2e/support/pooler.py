@@ -112,7 +112,7 @@ class Pooler:
                                         **system.as_daemon_user())
         err.close()
         if wait:
-            system.until(self._up, 15, what="the pooler is up")
+            system.until(self._up, 30, what="the pooler is up")
         return self
 
     def _up(self):
@@ -127,7 +127,7 @@ class Pooler:
     def signal(self, number):
         os.kill(self.process.pid, number)
 
-    def wait_end(self, timeout=10):
+    def wait_end(self, timeout=20):
         """The exit status; the test expects the process to end."""
         self.expected_to_end = True
         return self.process.wait(timeout)
@@ -162,7 +162,7 @@ class Pooler:
     def log(self):
         return self.stderr.read_text(errors="replace") if self.stderr.exists() else ""
 
-    def wait_log(self, text, times=1, timeout=10):
+    def wait_log(self, text, times=1, timeout=20):
         """Waits until `text` (a plain string, or a compiled pattern) was logged that often."""
         def count():
             found = text.findall(self.log()) if isinstance(text, re.Pattern) else [1] * self.log().count(text)
