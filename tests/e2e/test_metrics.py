@@ -141,17 +141,17 @@ def test_histograms_know_how_long_things_took(make):
         one.query("BEGIN")
         two.send(query("SELECT 2"))
         until(lambda: pooler.pool()["cl_waiting"] == 1)
-        one.query("SELECT pg_sleep(0.3)")
+        one.query("SELECT pg_sleep(1.2)")
         one.query("COMMIT")
         two.result()
         scrape = Scrape(pooler.metrics)
     count = {name: scrape.value(f"pgbouncer_{name}_seconds_count", **POOL) for name in HISTOGRAMS}
     assert count == {"client_wait": 3, "query": 5, "transaction": 3, "server_login": 1, "client_login": 2}
-    assert bucket_of(scrape, "query", 0.27) == 2, "the sleeper, and who waited for it"
-    assert bucket_of(scrape, "transaction", 0.27) == 2
-    assert bucket_of(scrape, "client_wait", 0.27) == 1
-    assert bucket_of(scrape, "query", 2) == 0
-    assert 0.3 < scrape.value("pgbouncer_client_wait_seconds_sum", **POOL) < 5
+    assert bucket_of(scrape, "query", 1) == 2, "the sleeper, and who waited for it"
+    assert bucket_of(scrape, "transaction", 1) == 2
+    assert bucket_of(scrape, "client_wait", 1) == 1
+    assert bucket_of(scrape, "query", 20) == 0
+    assert 1.2 < scrape.value("pgbouncer_client_wait_seconds_sum", **POOL) < 20
     waited, taken = scrape.value("pgbouncer_stats_client_wait_seconds_total", database="p0"), scrape.value("pgbouncer_query_seconds_sum", **POOL)
     assert waited >= scrape.value("pgbouncer_client_wait_seconds_sum", **POOL)
     assert taken == scrape.value("pgbouncer_stats_queries_duration_seconds_total", database="p0")

@@ -151,8 +151,8 @@ def test_client_that_leaves_while_its_query_runs_costs_the_server(make_pooler, p
     pooler = one_server(make_pooler, "transaction")
     a = pooler.login()
     first = int(pid(a))
-    a.send(query("SELECT pg_sleep(0.5)"))
-    until(lambda: pg.sleeping("pg_sleep(0.5)"))
+    a.send(query("SELECT pg_sleep(3)"))
+    until(lambda: pg.sleeping("pg_sleep(3)"))
     a.close()
     pooler.wait_log("client disconnect while server was not ready")
     with pooler.login() as b:
