@@ -173,11 +173,11 @@ class Pooler:
         except AssertionError:
             raise AssertionError(f"never logged {times} times: {text!r}\n{self.log()[-3000:]}") from None
 
-    def wire(self, timeout=15.0):
+    def wire(self, timeout=40.0):
         """A connection that has not said anything yet."""
         return Wire(self.port, timeout=timeout)
 
-    def login(self, user="app", database="p0", password=None, timeout=15.0, **params):
+    def login(self, user="app", database="p0", password=None, timeout=40.0, **params):
         """A logged-in raw connection."""
         wire = self.wire(timeout)
         try:
@@ -186,7 +186,7 @@ class Pooler:
             wire.close()
             raise
 
-    def console(self, user="admin", timeout=15.0):
+    def console(self, user="admin", timeout=40.0):
         return self.login(user, "pgbouncer", timeout=timeout)
 
     def admin(self, command):
