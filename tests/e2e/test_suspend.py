@@ -10,7 +10,7 @@ import time
 import pytest
 
 from support.load import Background, transactions
-from support.system import as_daemon_user, holds, until
+from support.system import as_daemon_user, until
 from support.wire import Closed, Wire, bind, execute, parse, query, SYNC
 
 
