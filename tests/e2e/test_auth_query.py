@@ -315,7 +315,7 @@ def test_client_that_leaves_takes_the_lookup_with_it(asking, pg):
 
 @pytest.mark.ours
 def test_lookup_that_hangs_ends_with_the_login_timeout(asking, pg):
-    pooler = asking("md5", auth_query="SELECT $1::text, pg_sleep(60)::text", client_login_timeout=1)
+    pooler = asking("md5", auth_query="SELECT $1::text, pg_sleep(60)::text", client_login_timeout=3)
     refused(pooler, "client_login_timeout")
     pg.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%%pg_sleep(60)%%' AND pid <> pg_backend_pid()")
 

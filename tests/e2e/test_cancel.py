@@ -34,7 +34,7 @@ def start_cancel(pooler, key):
 def gated(make_pooler, pg):
     """A pooler with one server in its pool, and the gate it goes through."""
     with Gate(pg.port) as gate:
-        yield make_pooler(ini={"default_pool_size": 1, "cancel_wait_timeout": 2},
+        yield make_pooler(ini={"default_pool_size": 1, "cancel_wait_timeout": 4},
                           databases={"p0": {"host": "127.0.0.1", "port": gate.port, "dbname": "p0"}}), gate
 
 
@@ -76,7 +76,7 @@ def test_a_server_rests_while_a_cancel_is_on_its_way(gated, pg):
     """Whoever is next in line must not get the server before the cancel is over."""
     pooler, gate = gated
     with pooler.login() as wire, pooler.login() as other:
-        wire.send(query("SELECT pg_sleep(1), 'ends by itself'"))
+        wire.send(query("SELECT pg_sleep(3), 'ends by itself'"))
         until(lambda: pg.sleeping("ends by itself"))
         gate.shut = True
         late = start_cancel(pooler, wire.key)
@@ -135,7 +135,7 @@ def test_a_cancel_waits_no_longer_than_its_query(gated, pg):
     """A request that was not sent goes when its server is released, so it can hit nobody else."""
     pooler, gate = gated
     with pooler.login() as wire:
-        wire.send(query("SELECT pg_sleep(1), 'short'"))
+        wire.send(query("SELECT pg_sleep(3), 'short'"))
         until(lambda: pg.sleeping("'short'"))
         gate.shut = True
         first, second = start_cancel(pooler, wire.key), start_cancel(pooler, wire.key)
@@ -179,7 +179,7 @@ def test_psql_cancel(pooler, pg):
 
 def test_wrong_key_cancels_nothing(pooler, pg):
     with pooler.login() as wire:
-        wire.send(query("SELECT pg_sleep(1), 'stays'"))
+        wire.send(query("SELECT pg_sleep(2), 'stays'"))
         until(lambda: pg.sleeping("'stays'"))
         for position in range(8):
             wrong = bytearray(wire.key)
@@ -194,7 +194,7 @@ def test_cancel_of_an_idle_client(pooler, pg):
     pooler.admin("SET default_pool_size = 1")
     with pooler.login() as late, pooler.login() as other:
         late.query("SELECT 1")
-        other.send(query("SELECT pg_sleep(0.7), 'not mine'"))
+        other.send(query("SELECT pg_sleep(2), 'not mine'"))
         until(lambda: pg.sleeping("not mine"))
         cancel(pooler, late.key)
         pooler.wait_log("cancel request for idle client")
@@ -204,7 +204,7 @@ def test_cancel_of_an_idle_client(pooler, pg):
 def test_cancel_of_a_waiting_client_does_not_stop_the_running_one(pooler, pg):
     pooler.admin("SET default_pool_size = 1")
     with pooler.login() as running, pooler.login() as waiting:
-        running.send(query("SELECT pg_sleep(0.7), 'running'"))
+        running.send(query("SELECT pg_sleep(2), 'running'"))
         until(lambda: pg.sleeping("'running'"))
         waiting.send(query("SELECT 'waited'"))
         until(lambda: pooler.pool()["cl_waiting"] == 1)

@@ -65,9 +65,13 @@ def test_five_servers_stay_warm_after_the_first_login(deployment, pg):
 
 def test_reserve_opens_when_all_25_are_held(deployment, pg):
     clients = [admin(deployment) for _ in range(35)]
-    for client in clients:
+    # nobody waits yet: the time until the reserve is opened begins when all servers are there
+    for client in clients[:25]:
         client.send(query("BEGIN"))
-    until(lambda: len(pg.backends(DB)) == 25, 5)
+    until(lambda: len(pg.backends(DB)) == 25)
+    until(lambda: deployment.pool(DB, "admin")["sv_active"] == 25)
+    for client in clients[25:]:
+        client.send(query("BEGIN"))
     until(lambda: deployment.pool(DB, "admin")["cl_waiting"] == 10)
     until(lambda: len(pg.backends(DB)) == 30, 8, what="the reserve")
     holds(lambda: len(pg.backends(DB)) == 30, 1.0)
@@ -92,7 +96,7 @@ def test_two_users_never_have_more_than_50_servers(deployment, pg):
     with Sampler(lambda: len(pg.backends(DB))) as servers:
         for client in clients:
             client.send(query("BEGIN"))
-        until(lambda: len(pg.backends(DB)) == 50, 10, what="both pools and what the limit leaves of the reserve")
+        until(lambda: len(pg.backends(DB)) == 50, 30, what="both pools and what the limit leaves of the reserve")
         holds(lambda: len(pg.backends(DB)) == 50, 2.0)
     assert servers.largest == 50
     assert len(pg.backends(DB, "admin")) <= 30 and len(pg.backends(DB, "scanner")) <= 30

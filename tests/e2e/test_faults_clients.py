@@ -47,7 +47,8 @@ def test_half_open_clients(make_pooler, pg, measured):
         measured.most("all free after", time.monotonic() - began, 3 + 2, "s")
         others.goes_on()
         until(lambda: len(pg.backends("p0")) <= 1, what="PostgreSQL has no open transaction")
-    measured.most("slowest transaction elsewhere", others.slowest_ms(), 500, "ms")
+    # less than a wait for those who are gone would take
+    measured.most("slowest transaction elsewhere", others.slowest_ms(), 500 * min(SLACK, 4), "ms")
     until(lambda: print_.more_descriptors <= 4 + 2, what="no descriptor is left")
     measured.memory(print_, GROWTH_KB)
     for wire in gone:

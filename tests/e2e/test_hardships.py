@@ -88,7 +88,7 @@ def test_a_jump_of_the_wall_clock_ends_nothing(make_pooler, clock, hours, measur
         open_transaction.query("BEGIN")
         server = open_transaction.query("SELECT pg_backend_pid()").value
         stranger.send(b"\0\0")
-        busy.send(query("SELECT pg_sleep(2)"))
+        busy.send(query("SELECT pg_sleep(4)"))
         until(lambda: pooler.pool()["sv_active"] == 2)
         before = pooler.show("CLIENTS")[0]["connect_time"]
         clock(hours * 3600)

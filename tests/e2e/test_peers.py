@@ -30,7 +30,7 @@ class Sender:
         except TimeoutError:
             return False
         finally:
-            self.wire.sock.settimeout(15)
+            self.wire.sock.settimeout(40)
 
     def wait(self):
         assert self.wire.at_eof()

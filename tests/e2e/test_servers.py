@@ -222,11 +222,11 @@ def test_check_query_hides_a_broken_server(make_pooler, pg, check):
 
 
 def test_idle_server_becomes_used_after_the_delay(make_pooler):
-    pooler = make_pooler(ini={"server_check_delay": 1, "server_check_query": "SELECT 1"})
+    pooler = make_pooler(ini={"server_check_delay": 2, "server_check_query": "SELECT 1"})
     with pooler.login() as wire:
         wire.query("SELECT 1")
         assert pooler.pool()["sv_idle"] == 1
-        until(lambda: pooler.pool()["sv_used"] == 1, 4)
+        until(lambda: pooler.pool()["sv_used"] == 1)
         assert wire.query("SELECT 2").value == "2"
         assert pooler.pool()["sv_used"] == 0
 

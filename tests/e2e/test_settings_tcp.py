@@ -90,7 +90,7 @@ def test_changed_values_are_for_sockets_to_come(sockets):
     pooler.admin("SET tcp_keepidle = 77")
     assert [option(s, socket.TCP_KEEPIDLE) for s in (client, server)] == [61, 61]
     pooler.admin("RECONNECT p0")
-    until(lambda: pooler.pool()["sv_idle"] == 0)
+    until(lambda: not pooler.show("SERVERS"))
     _, _, client, server = sockets(pooler)
     assert [option(s, socket.TCP_KEEPIDLE) for s in (client, server)] == [77, 77]
 

@@ -112,7 +112,7 @@ class Pooler:
                                         **system.as_daemon_user())
         err.close()
         if wait:
-            system.until(self._up, 15, what="the pooler is up")
+            system.until(self._up, 30, what="the pooler is up")
         return self
 
     def _up(self):
@@ -127,7 +127,7 @@ class Pooler:
     def signal(self, number):
         os.kill(self.process.pid, number)
 
-    def wait_end(self, timeout=10):
+    def wait_end(self, timeout=20):
         """The exit status; the test expects the process to end."""
         self.expected_to_end = True
         return self.process.wait(timeout)
@@ -148,7 +148,7 @@ class Pooler:
         self.signal(signal.SIGHUP)
         self.wait_log("got SIGHUP, re-reading config", seen + 1)
         with self.console() as console:
-            console.query("SHOW VERSION")
+            self.settle(console)
 
     def unix_console(self, user="admin"):
         """A console over the Unix socket, which needs no TLS."""
@@ -162,7 +162,7 @@ class Pooler:
     def log(self):
         return self.stderr.read_text(errors="replace") if self.stderr.exists() else ""
 
-    def wait_log(self, text, times=1, timeout=10):
+    def wait_log(self, text, times=1, timeout=20):
         """Waits until `text` (a plain string, or a compiled pattern) was logged that often."""
         def count():
             found = text.findall(self.log()) if isinstance(text, re.Pattern) else [1] * self.log().count(text)
@@ -173,11 +173,11 @@ class Pooler:
         except AssertionError:
             raise AssertionError(f"never logged {times} times: {text!r}\n{self.log()[-3000:]}") from None
 
-    def wire(self, timeout=15.0):
+    def wire(self, timeout=40.0):
         """A connection that has not said anything yet."""
         return Wire(self.port, timeout=timeout)
 
-    def login(self, user="app", database="p0", password=None, timeout=15.0, **params):
+    def login(self, user="app", database="p0", password=None, timeout=40.0, **params):
         """A logged-in raw connection."""
         wire = self.wire(timeout)
         try:
@@ -186,17 +186,34 @@ class Pooler:
             wire.close()
             raise
 
-    def console(self, user="admin", timeout=15.0):
+    def console(self, user="admin", timeout=40.0):
         return self.login(user, "pgbouncer", timeout=timeout)
 
     def admin(self, command):
         """Runs one console command that must succeed on a connection of its own."""
         with self.console() as console:
-            return console.query(command)
+            result = console.query(command)
+            if command.startswith("SET "):
+                # every worker is told of it, and has it when it answers
+                self.settle(console)
+            return result
+
+    def settle(self, console=None):
+        """Waits until everything is done that belongs to answers already here.
+
+        A client has its answer a moment before the worker gives the server back and counts. SHOW SERVERS asks every worker,
+        and they answer between two turns, after all that they were told before.
+        """
+        if console is None:
+            self.admin("SHOW SERVERS")
+        else:
+            console.query("SHOW SERVERS")
 
     def show(self, topic):
-        """Rows of SHOW as dictionaries."""
-        return self.admin(f"SHOW {topic}").dicts
+        """Rows of SHOW as dictionaries, which know of every answer that came before."""
+        with self.console() as console:
+            self.settle(console)
+            return console.query(f"SHOW {topic}").dicts
 
     def pool(self, database="p0", user="app"):
         """The row of SHOW POOLS, numbers as integers; None when there is no such pool."""

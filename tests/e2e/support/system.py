@@ -94,7 +94,7 @@ def put(path, text):
     fresh.replace(path)
 
 
-def until(condition, timeout=10.0, every=0.02, what=None):
+def until(condition, timeout=20.0, every=0.02, what=None):
     """Polls until `condition()` is true and returns its value; fails the test after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:

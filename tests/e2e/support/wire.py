@@ -139,7 +139,7 @@ def md5_response(user, password, salt):
 class Wire:
     """One connection. `connect` only opens the socket; `login` plays the whole exchange."""
 
-    def __init__(self, port=None, host="127.0.0.1", path=None, timeout=15.0):
+    def __init__(self, port=None, host="127.0.0.1", path=None, timeout=40.0):
         if path is not None:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.settimeout(timeout)
