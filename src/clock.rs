@@ -29,6 +29,14 @@ impl Clock {
         Micros(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 
+    /// Processor time that the calling thread has had.
+    #[must_use]
+    pub fn of_thread() -> Micros {
+        let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let micros = spent.tv_sec.saturating_mul(1_000_000).saturating_add(spent.tv_nsec / 1000);
+        Micros(u64::try_from(micros).unwrap_or(0))
+    }
+
     /// Wall clock in microseconds since 1970; zero when the clock stands before that.
     #[must_use]
     #[allow(clippy::disallowed_methods)]

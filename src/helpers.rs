@@ -4,6 +4,9 @@
 //! slice of some milliseconds, however nice, before one that wakes up gets the core. Only threads of the idle class give way
 //! at once; but where all cores are busy they hardly ever run. So steps are first for threads of that class, and what they
 //! have left waiting for [`PATIENCE`] is taken by threads that are merely nice.
+//!
+//! What a thread of the idle class has taken it keeps. One that was kept from its core for long learns that the machine has
+//! none to spare: those threads rest then for [`REST`], lest a login take seconds, or a lock be held that long.
 
 pub mod steps;
 
@@ -18,6 +21,12 @@ use steps::Steps;
 
 /// How long a step may wait for an idle core.
 const PATIENCE: Micros = Micros::from_millis(20);
+
+/// A step that took so much longer than its processor time did not get the core.
+const KEPT_WAITING: Micros = Micros::from_millis(50);
+
+/// How long nothing is left to idle cores when there are none.
+const REST: Micros = Micros::from_millis(10_000);
 
 type Step = Box<dyn FnOnce() + Send>;
 
@@ -59,8 +68,13 @@ impl Helpers {
             priority::stand_back();
         }
         loop {
-            let step = self.steps.next();
+            let step = self.steps.next(Clock::now);
+            let (began, had) = (Clock::now(), Clock::of_thread());
             step();
+            let (now, spent) = (Clock::now(), Clock::of_thread().since(had));
+            if now.since(began) > spent + KEPT_WAITING {
+                self.steps.rest(now + REST);
+            }
         }
     }
 

@@ -12,10 +12,16 @@ where
     S: Send + 'static,
     P: Primitives,
 {
-    line: P::Mutex<VecDeque<(Micros, S)>>,
+    line: P::Mutex<Line<S>>,
     idle: P::Condvar,
     nice: P::Condvar,
     patience: Micros,
+}
+
+struct Line<S> {
+    waiting: VecDeque<(Micros, S)>,
+    /// Until then no thread may take what is not overdue, and everything is.
+    rests_until: Micros,
 }
 
 impl<S: Send + 'static, P: Primitives> Steps<S, P> {
@@ -23,14 +29,15 @@ impl<S: Send + 'static, P: Primitives> Steps<S, P> {
     #[must_use]
     pub fn new(patience: Micros) -> Self {
         let (idle, nice) = (P::Condvar::default(), P::Condvar::default());
-        Self { line: P::mutex(VecDeque::new()), idle, nice, patience }
+        let line = Line { waiting: VecDeque::new(), rests_until: Micros::ZERO };
+        Self { line: P::mutex(line), idle, nice, patience }
     }
 
     pub fn push(&self, step: S, now: Micros) {
         let first = {
             let mut line = P::lock(&self.line);
-            line.push_back((now, step));
-            line.len() == 1
+            line.waiting.push_back((now, step));
+            line.waiting.len() == 1
         };
         P::notify_one(&self.idle);
         if first {
@@ -38,11 +45,22 @@ impl<S: Send + 'static, P: Primitives> Steps<S, P> {
         }
     }
 
-    /// Waits for a step.
-    pub fn next(&self) -> S {
+    /// Leaves all steps to the threads that take overdue ones, for some time.
+    pub fn rest(&self, until: Micros) {
+        P::lock(&self.line).rests_until = until;
+        P::notify_one(&self.nice);
+    }
+
+    /// Waits for a step; `now` reads the clock.
+    pub fn next(&self, now: impl Fn() -> Micros) -> S {
         let mut line = P::lock(&self.line);
         loop {
-            match line.pop_front() {
+            let rests = line.rests_until.since(now());
+            if !rests.is_zero() {
+                P::wait_for(&self.idle, &mut line, Duration::from_micros(rests.0));
+                continue;
+            }
+            match line.waiting.pop_front() {
                 Some((_, step)) => return step,
                 None => P::wait(&self.idle, &mut line),
             }
@@ -53,19 +71,47 @@ impl<S: Send + 'static, P: Primitives> Steps<S, P> {
     pub fn overdue(&self, now: impl Fn() -> Micros) -> S {
         let mut line = P::lock(&self.line);
         loop {
-            let Some((since, _)) = line.front() else {
+            let Some(&(since, _)) = line.waiting.front() else {
                 P::wait(&self.nice, &mut line);
                 continue;
             };
-            let left = (*since + self.patience).since(now());
+            let now = now();
+            let resting = line.rests_until > now;
+            let left = if resting { Micros::ZERO } else { (since + self.patience).since(now) };
             if !left.is_zero() {
                 P::wait_for(&self.nice, &mut line, Duration::from_micros(left.0));
-            } else if let Some((_, step)) = line.pop_front() {
-                if !line.is_empty() {
+            } else if let Some((_, step)) = line.waiting.pop_front() {
+                if !line.waiting.is_empty() {
                     P::notify_one(&self.nice);
                 }
                 return step;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn what_waits_during_a_rest_is_overdue_at_once() {
+        let steps: Steps<u32> = Steps::new(Micros(1000));
+        let time = Cell::new(Micros(1));
+        let now = || time.get();
+        steps.push(1, now());
+        assert_eq!(steps.next(now), 1);
+        steps.rest(Micros(500));
+        steps.push(2, now());
+        assert_eq!(steps.overdue(now), 2, "long before its time");
+        steps.push(3, now());
+        // a clock that goes on when it is looked at: the step is left until the rest is over
+        let looks = Cell::new(0);
+        let later = || {
+            looks.set(looks.get() + 1);
+            Micros(200 * looks.get())
+        };
+        assert_eq!((steps.next(later), looks.get()), (3, 3));
     }
 }

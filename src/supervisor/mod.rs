@@ -158,6 +158,7 @@ impl Supervisor {
         mut signals: Signals,
     ) -> Ended {
         reload::derive_ahead(&self.shared, &self.live);
+        self.live.tls.prepare();
         self.serve_metrics();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -218,6 +218,7 @@ impl Supervisor {
         let scram_work = scram_work(&users);
         self.live = Arc::new(Live { config: config.clone(), users: users.clone(), scram_work, hba, tls });
         derive_ahead(&self.shared, &self.live);
+        self.live.tls.prepare();
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;
         log::set_format(settings.log_format, settings.log_rate_limit);

@@ -13,8 +13,9 @@ use super::scheduled::Scheduled;
 
 const STEPS: u64 = 4;
 
-/// Steps come, `idle` threads take any and `nice` ones those that are overdue. A step without a number sends one thread home.
-fn scene(idle: usize, nice: usize) {
+/// Steps come, `idle` threads take any, unless they rest, and `nice` ones those that are overdue. A step without a number sends
+/// one thread home.
+fn scene(idle: usize, nice: usize, rests: Micros) {
     let steps: Arc<Steps<Option<u64>, Scheduled>> = Arc::new(Steps::new(Micros(10)));
     let computed = Arc::new(Mutex::new(Vec::new()));
     let clock = Arc::new(AtomicU64::new(1));
@@ -23,12 +24,15 @@ fn scene(idle: usize, nice: usize) {
             let (steps, computed, clock) = (steps.clone(), computed.clone(), clock.clone());
             let now = move || Micros(clock.fetch_add(thread_rng().gen_range(0..10), Ordering::Relaxed));
             thread::spawn(move || {
-                while let Some(step) = if thread < idle { steps.next() } else { steps.overdue(&now) } {
+                while let Some(step) = if thread < idle { steps.next(&now) } else { steps.overdue(&now) } {
                     computed.lock().expect("nobody panics").push(step);
                 }
             })
         })
         .collect();
+    if !rests.is_zero() {
+        steps.rest(rests);
+    }
     let homeward = (0..threads.len()).map(|_| None);
     for step in (0..STEPS).map(Some).chain(homeward) {
         steps.push(step, Micros(clock.load(Ordering::Relaxed)));
@@ -41,12 +45,13 @@ fn scene(idle: usize, nice: usize) {
 
 #[test]
 fn every_step_is_computed_once() {
-    in_many_orders(200, || scene(1, 1));
-    in_many_orders(200, || scene(2, 2));
+    in_many_orders(200, || scene(1, 1, Micros::ZERO));
+    in_many_orders(200, || scene(2, 2, Micros::ZERO));
 }
 
-/// As where no core is ever idle.
+/// As where no core is ever idle, and where those that wait for one have been told so.
 #[test]
 fn what_nobody_takes_in_time_is_taken_by_others() {
-    in_many_orders(200, || scene(0, 2));
+    in_many_orders(200, || scene(0, 2, Micros::ZERO));
+    in_many_orders(200, || scene(1, 1, Micros(40)));
 }

@@ -6,6 +6,8 @@ import re
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import time
 
 import psycopg
@@ -959,3 +961,19 @@ def test_damaged_handshakes_end_with_one_line_and_nothing_else(tls_pooler, ca):
     assert client_login(pooler, ca, None) == "1"
     for line in pooler.log().splitlines():
         assert "ERROR" not in line and "FATAL" not in line, line
+
+
+@pytest.mark.ours
+def test_handshakes_go_on_where_every_core_is_busy(tls_pooler, ca):
+    """Left to idle cores alone, the first of them would wait for as long as there are none."""
+    pooler = tls_pooler("require")
+    busy = [subprocess.Popen([sys.executable, "-c", "while 1: pass"]) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    try:
+        started = time.monotonic()
+        assert [client_login(pooler, ca, None) for _ in range(5)] == ["1"] * 5
+        took = time.monotonic() - started
+    finally:
+        for loop in busy:
+            loop.kill()
+            loop.wait()
+    assert took < 15

@@ -8,7 +8,7 @@ pub mod session;
 mod text;
 mod verify;
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{DnsName, IpAddr, ServerName};
@@ -104,6 +104,23 @@ impl Contexts {
             mode => Some(ForServers::build(settings, mode)?),
         };
         Ok(Self { clients, servers, server_texts: settings.server_tls_texts() })
+    }
+
+    /// Has the library gather what its random numbers come from, if TLS is certain to be used: that takes it some 50 ms once,
+    /// which the first handshake would pay, and on a busy machine everybody who comes meanwhile.
+    pub fn prepare(&self) {
+        static PREPARED: Once = Once::new();
+        let optional = |servers: &ForServers| matches!(servers.mode, SslMode::Allow | SslMode::Prefer);
+        if self.clients.is_none() && self.servers.as_ref().is_none_or(optional) {
+            return;
+        }
+        PREPARED.call_once(|| {
+            let gather = || {
+                let _ = aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
+            };
+            // without the thread the first handshake does it
+            let _ = std::thread::Builder::new().name("randomness".to_owned()).spawn(gather);
+        });
     }
 
     /// Are servers that were connected with `old` wrong for these contexts?
