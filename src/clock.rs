@@ -32,8 +32,8 @@ impl Clock {
     /// Processor time that the calling thread has had.
     #[must_use]
     pub fn of_thread() -> Micros {
-        let spent = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        let micros = spent.tv_sec.saturating_mul(1_000_000).saturating_add(spent.tv_nsec / 1000);
+        let spent = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+        let micros = spent.map_or(0, |spent| spent.tv_sec().saturating_mul(1_000_000) + spent.tv_nsec() / 1000);
         Micros(u64::try_from(micros).unwrap_or(0))
     }
 
