@@ -179,10 +179,7 @@ impl Session {
                 self.answer_probe(probe, out);
             }
         }
-        if !self.in_block {
-            self.portals.clear();
-        }
-        reply::ready(out);
+        self.sync(out);
     }
 
     fn sync(&mut self, out: &mut Vec<u8>) {

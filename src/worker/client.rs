@@ -94,7 +94,7 @@ pub struct EncryptionRequests {
 }
 
 /// A cancel request on its way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Canceling {
     /// The pool that forwards it, once it is known.
     pub pool: Option<Arc<PoolShared>>,
