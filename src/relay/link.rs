@@ -11,7 +11,7 @@ use crate::relay::out::Out;
 use crate::relay::outstanding::{Give, Request};
 use crate::relay::prepared::Statement;
 use crate::relay::side::{ClientSide, ServerSide, TxStatus};
-use crate::relay::vars::{Interner, TrackedNames, canonicalise, difference};
+use crate::relay::vars::{Interner, TrackedNames, Vars, canonicalise, difference};
 use crate::stats::Counters;
 use crate::stats::ends::SqlState;
 use crate::time::Micros;
@@ -95,10 +95,23 @@ pub fn align(client: &mut ClientSide, server: &mut ServerSide, ctx: &mut Ctx<'_>
 /// The SETs ran, or none was needed: the client's values become the server's canonical spelling.
 pub(crate) fn adopt(client: &mut ClientSide, server: &mut ServerSide, ctx: &mut Ctx<'_>) {
     if let Some(merged) = canonicalise(&client.vars, &server.vars) {
+        if ctx.verbose {
+            log_canonical(&client.vars, &merged, ctx);
+        }
         client.vars = ctx.interner.intern(merged);
     }
     if client.vars == server.vars {
         server.vars = client.vars.clone();
+    }
+}
+
+#[cold]
+fn log_canonical(before: &Vars, after: &Vars, ctx: &mut Ctx<'_>) {
+    for (name, new) in after.iter(ctx.names) {
+        if let Some((_, old)) = before.iter(ctx.names).find(|&(known, old)| known == name && old != new) {
+            let line = format!("varcache_set_canonical: setting {name} to its canonical version {old} -> {new}");
+            ctx.log.push(LogLine::debug(line));
+        }
     }
 }
 

@@ -568,6 +568,9 @@ pub fn unlinked(
         match tag {
             fe::TERMINATE => return Err(Disconnect::silent("client close request")),
             fe::COPY_DATA | fe::COPY_DONE | fe::COPY_FAIL => {
+                if ctx.verbose && tag == fe::COPY_DATA {
+                    ctx.log.push(LogLine::debug("discarding late CopyData, server not linked"));
+                }
                 client.body = Body::Discard;
                 let _ = client.scan.next(input, &mut pos, ctx.max_packet);
             }

@@ -97,6 +97,13 @@ def test_4_quoted_text_above_127_bytes_is_passed_over(one):
         assert wire.query("SHOW application_name").value == ""
 
 
+def test_6_copy_data_that_comes_too_late_is_noted(one):
+    with one.login() as wire:
+        wire.send(message("d", b"1\n"))
+        assert wire.query("SELECT 1").value == "1"
+    one.wait_log("discarding late CopyData, server not linked")
+
+
 def test_4_values_that_differ_in_case_alone_are_equal(one):
     with one.login() as other, one.login(client_encoding="utf8", TimeZone="utc") as wire:
         other.query("SELECT 1")
@@ -109,6 +116,7 @@ def test_4_the_servers_own_spelling_replaces_the_clients(one):
         for _ in range(3):
             other.query("SELECT 1")
             assert wire.query("SHOW DateStyle").value == "German, DMY"
+        one.wait_log("varcache_set_canonical: setting DateStyle to its canonical version german -> German, DMY")
         wire.query("SELECT 1")
         before = one.log().count("varcache_apply: ")
         for _ in range(3):
