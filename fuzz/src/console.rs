@@ -61,7 +61,7 @@ pub(crate) fn extended(data: &[u8]) {
                 } else {
                     reply::done(&mut simple, &command.tag());
                 }
-                session.answer(&simple, &mut out);
+                session.answer(&simple, true, &mut out);
             }
             Step::Refused(_) => assert!(session.skips() && !skipped),
             Step::Done => {}

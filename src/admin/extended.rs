@@ -12,7 +12,7 @@ use super::binary;
 use super::command::{Command, Rights};
 use super::probe::Probe;
 use super::refusal::Refusal;
-use super::reply::{self, message};
+use super::reply::{self, message, next_message};
 use super::show::columns::{self, Column, Kind};
 use super::show::row;
 use crate::wire::fields::split_cstr;
@@ -86,6 +86,8 @@ struct Running {
     portal: Box<[u8]>,
     /// 0 is all of them.
     max_rows: u32,
+    /// `DataRow` messages of the answer, unless all are wanted: then they are passed on as they come.
+    rows: Vec<u8>,
 }
 
 impl Session {
@@ -136,20 +138,21 @@ impl Session {
         self.running.is_some()
     }
 
-    /// The answer to the command that was run, as a simple query would get it. Of a simple query it passes unchanged.
-    pub fn answer(&mut self, simple: &[u8], out: &mut Vec<u8>) {
-        let Some(running) = self.running.take() else {
+    /// The answer to the command that was run, or some messages of it, as a simple query would get them. Those of a simple
+    /// query pass unchanged. `last`: the answer ends with them.
+    pub fn answer(&mut self, simple: &[u8], last: bool, out: &mut Vec<u8>) {
+        let Some(mut running) = self.running.take() else {
             out.extend_from_slice(simple);
             return;
         };
         let Some(portal) = self.portals.get_mut(&running.portal) else { return };
-        let mut rows = Vec::new();
         let mut rest = simple;
         while let Some((tag, whole)) = next_message(&mut rest) {
             match tag {
-                be::DATA_ROW => portal.row(&whole[5..], &mut rows),
+                be::DATA_ROW if running.max_rows == 0 => portal.row(&whole[5..], out),
+                be::DATA_ROW => portal.row(&whole[5..], &mut running.rows),
                 be::COMMAND_COMPLETE => {
-                    portal.state = State::Suspended { rows: std::mem::take(&mut rows), tag: whole.to_vec() };
+                    portal.state = State::Suspended { rows: std::mem::take(&mut running.rows), tag: whole.to_vec() };
                     portal.give(running.max_rows, out);
                 }
                 be::ERROR_RESPONSE => {
@@ -161,6 +164,7 @@ impl Session {
                 _ => {}
             }
         }
+        self.running = Some(running).filter(|_| !last);
     }
 
     /// Answers a simple query of probes.
@@ -268,7 +272,7 @@ impl Session {
             (State::Fresh, Meaning::Command(command)) => {
                 // a command that fails, or is never answered, is not run again
                 portal.state = State::Finished;
-                self.running = Some(Running { portal: name.into(), max_rows });
+                self.running = Some(Running { portal: name.into(), max_rows, rows: Vec::new() });
                 return Ok(Some(command));
             }
             (State::Fresh, Meaning::Probe(probe)) => {
@@ -446,15 +450,6 @@ fn field(bytes: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
     let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else { return Some((None, rest)) };
     let (value, rest) = rest.split_at_checked(length)?;
     Some((Some(value), rest))
-}
-
-/// Cuts the next message off messages of our own: its tag, and all of it.
-fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
-    let length = rest.get(1..)?.first_chunk()?;
-    let end = 1 + usize::try_from(u32::from_be_bytes(*length)).ok()?;
-    let (whole, next) = rest.split_at_checked(end)?;
-    *rest = next;
-    Some((whole[0], whole))
 }
 
 #[cfg(test)]

@@ -123,13 +123,22 @@ fn text(out: &mut Vec<u8>, value: &[u8]) {
 }
 
 /// Appends a message whose body `fill` appends.
-pub(super) fn message(out: &mut Vec<u8>, tag: u8, fill: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn message(out: &mut Vec<u8>, tag: u8, fill: impl FnOnce(&mut Vec<u8>)) {
     out.push(tag);
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     fill(out);
     let length = u32::try_from(out.len() - start).expect("a console message is far below 4 GB");
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Cuts the next message off messages of our own: its tag, and all of it.
+pub fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
+    let length = rest.get(1..)?.first_chunk()?;
+    let end = 1 + usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    let (whole, next) = rest.split_at_checked(end)?;
+    *rest = next;
+    Some((whole[0], whole))
 }
 
 #[cfg(test)]

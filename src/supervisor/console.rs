@@ -1,7 +1,5 @@
 //! Console commands: [`crate::admin`] joined to the pools and the workers.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -10,13 +8,14 @@ use crate::admin::command::{Command, Shutdown, Topic};
 use crate::admin::refusal::Refusal;
 use crate::admin::{reply, show};
 use crate::broker::ServerPools;
-use crate::clock::{Clock, format_local};
+use crate::clock::Clock;
 use crate::config::keys;
 use crate::id::ClientRef;
 use crate::log::Conn;
 use crate::pool::{PauseMode, ShutdownMode};
 use crate::shared::{ConsoleCommand, Message};
 use crate::supervisor::reload::{build_tls, missing_library};
+use crate::supervisor::rows::SocketLists;
 use crate::supervisor::{Pending, PendingKind, Supervisor};
 use crate::worker::console::log_refusal;
 use crate::worker::login::log_registered;
@@ -225,14 +224,12 @@ impl Supervisor {
 
     async fn show(&mut self, topic: Topic) -> Result<Done, Refusal> {
         let mut out = Vec::new();
-        // many connections share few seconds
-        let times = RefCell::new(HashMap::new());
-        let time = |secs: i64| times.borrow_mut().entry(secs).or_insert_with_key(|&secs| format_local(secs)).clone();
+        let lists = SocketLists::default();
         match topic {
-            Topic::Clients => show::clients(&mut out, &self.sockets(topic).await, &time),
-            Topic::Servers => show::servers(&mut out, &self.sockets(topic).await, &time),
-            Topic::Sockets => show::sockets(&mut out, &self.sockets(topic).await, &time),
-            Topic::ActiveSockets => show::active_sockets(&mut out, &self.sockets(topic).await, &time),
+            Topic::Clients => show::clients(&mut out, &self.sockets(topic).await, &lists),
+            Topic::Servers => show::servers(&mut out, &self.sockets(topic).await, &lists),
+            Topic::Sockets => show::sockets(&mut out, &self.sockets(topic).await, &lists),
+            Topic::ActiveSockets => show::active_sockets(&mut out, &self.sockets(topic).await, &lists),
             Topic::Pools => show::pools(&mut out, &self.pool_rows()),
             Topic::Databases => show::databases(&mut out, &self.database_rows()),
             Topic::Users => show::users(&mut out, &self.user_rows()),

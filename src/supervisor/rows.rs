@@ -1,5 +1,7 @@
 //! The picture of the process for SHOW, gathered from pools and workers.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
@@ -11,7 +13,7 @@ use crate::admin::snapshot::{
     ConfigRow, DatabaseRow, FdRow, ListsSnapshot, MemRow, PeerPoolRow, PeerRow, PoolRow, SocketRow, SocketState, State,
     UserRow,
 };
-use crate::clock::Clock;
+use crate::clock::{Clock, format_local};
 use crate::config::{CONSOLE_DATABASE, PoolMode, effective};
 use crate::pool::{PauseMode, ServerState};
 use crate::shared::Message;
@@ -20,6 +22,21 @@ use crate::time::Micros;
 use crate::worker::client::Client;
 use crate::worker::picture::{Order, server_row};
 use crate::worker::server::Server;
+
+/// What lists of sockets need while they are written. Many connections share few seconds.
+#[derive(Default)]
+pub(super) struct SocketLists(RefCell<HashMap<i64, String>>);
+
+impl show::Shell for SocketLists {
+    fn time(&self, unix_secs: i64) -> String {
+        self.0.borrow_mut().entry(unix_secs).or_insert_with_key(|&secs| format_local(secs)).clone()
+    }
+
+    /// A worker that wakes up on this core would wait for the end of a slice of some milliseconds.
+    fn give_way(&self) {
+        std::thread::yield_now();
+    }
+}
 
 /// The console's own pool, as SHOW prints it.
 const CONSOLE_POOL_SIZE: i64 = 2;

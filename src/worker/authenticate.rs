@@ -22,6 +22,7 @@ use crate::relay::cancel::CancelKey;
 use crate::shared::{Job, UserSecret};
 use crate::wire::startup::{Replication, StartupParams};
 use crate::worker::Worker;
+use crate::worker::answers::Answers;
 use crate::worker::client::{Client, Console, End, Phase};
 use crate::worker::login::{MAX_RECEIVED, Next, gone, log_registered, reported};
 use crate::worker::peer::PeerAddr;
@@ -344,6 +345,7 @@ impl Worker {
             busy: false,
             waits: 0,
             session: Session::default(),
+            answers: Answers::default(),
         }));
         self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
         self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);

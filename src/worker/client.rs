@@ -24,6 +24,7 @@ use crate::relay::side::ClientSide;
 use crate::shared::{PoolShared, UserSecret};
 use crate::time::Micros;
 use crate::wire::startup::{Replication, StartupParams};
+use crate::worker::answers::Answers;
 use crate::worker::peer::PeerAddr;
 use crate::worker::replication::{Dedicated, Replicating};
 use crate::worker::server::Server;
@@ -113,11 +114,12 @@ pub struct Console {
     pub through: usize,
     /// Length of the last message that was taken out of `received`.
     pub taken: usize,
-    /// A command is with the supervisor.
+    /// A command is with the supervisor, or its answer is not sent yet.
     pub busy: bool,
     /// Commands by simple query that wait: their answers come some time, the console goes on.
     pub waits: usize,
     pub session: Session,
+    pub answers: Answers,
 }
 
 impl std::fmt::Debug for Lookup {

@@ -23,6 +23,7 @@ impl Worker {
     /// The turn of a console connection.
     pub(super) fn console(&mut self, client: &mut Client) -> Result<(), End> {
         client.stream.flush().map_err(|_| gone())?;
+        self.console_answers(client)?;
         let Phase::Console(console) = &mut client.phase else { return Ok(()) };
         let mut gone_after = false;
         console.begin_round();
@@ -112,28 +113,38 @@ impl Worker {
     }
 
     /// The answer to a command; no bytes at all close the connection.
-    pub(super) fn console_reply(&mut self, who: ClientRef, bytes: &[u8], waited: bool) {
-        let Some(mut client) = self.clients.take(who) else { return };
-        let Phase::Console(console) = &mut client.phase else {
-            self.clients.put_back(client);
-            return;
-        };
-        let mut out = Vec::new();
-        if waited && console.waits > 0 {
-            console.waits -= 1;
-            out.extend_from_slice(bytes);
-        } else {
-            console.busy = false;
-            console.session.answer(bytes, &mut out);
-        }
+    pub(super) fn console_reply(&mut self, who: ClientRef, bytes: Vec<u8>, waited: bool) {
         if bytes.is_empty() {
-            return self.disconnect(client, Disconnect::fatal("failure").into());
+            return self.end(who, Disconnect::fatal("failure").into());
         }
-        if client.stream.write_bytes(&out).is_err() {
-            return self.disconnect(client, gone());
-        }
-        self.clients.put_back(client);
+        let Some(Phase::Console(console)) = self.clients.get_mut(who).map(|client| &mut client.phase) else { return };
+        let waited = waited && console.waits > 0;
+        console.waits -= usize::from(waited);
+        console.answers.push(bytes, waited);
         self.turn(who);
+    }
+
+    /// Sends some more of what a console is answered.
+    fn console_answers(&mut self, client: &mut Client) -> Result<(), End> {
+        let Phase::Console(console) = &mut client.phase else { return Ok(()) };
+        if console.answers.is_empty() || client.stream.is_blocked() {
+            return Ok(());
+        }
+        let mut out = Vec::new();
+        let Console { session, busy, answers, .. } = &mut **console;
+        answers.next(|part| {
+            if part.waited {
+                out.extend_from_slice(part.bytes);
+            } else {
+                session.answer(part.bytes, part.last, &mut out);
+                *busy &= !part.last;
+            }
+        });
+        client.stream.write_bytes(&out).map_err(|_| gone())?;
+        if !console.answers.is_empty() && !client.stream.is_blocked() {
+            self.again.push(client.me);
+        }
+        Ok(())
     }
 
     /// A command will be answered later. Its console is read on, unless the extended protocol has to keep the order.

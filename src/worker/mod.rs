@@ -6,6 +6,7 @@
 //! pools otherwise.
 
 pub mod accept;
+mod answers;
 pub(crate) mod authenticate;
 mod cancel;
 mod census;
@@ -293,7 +294,7 @@ impl Worker {
                 let _ = reply.send(self.waiting());
             }
             Message::Census(reply) => self.censuses.push(census::Census::new(reply)),
-            Message::ConsoleReply { client, bytes, waited } => self.console_reply(client, &bytes, waited),
+            Message::ConsoleReply { client, bytes, waited } => self.console_reply(client, bytes, waited),
             Message::ConsoleWaits { client } => self.console_waits(client),
             Message::ConsolePieces { client, pieces } => self.console_pieces(client, &pieces),
             Message::HandOver(reply) => {

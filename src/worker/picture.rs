@@ -35,8 +35,8 @@ pub(super) const APPLICATION_NAME: usize = 4;
 /// The positions of those that PgBouncer hands to a successor: date style, encoding, time zone, standard strings.
 pub(crate) const TRACKED: [usize; 4] = [DATESTYLE, CLIENT_ENCODING, TIMEZONE, STD_STRINGS];
 
-/// Most clients listed before traffic gets its turn: some hundred microseconds.
-const SLICE: u32 = 128;
+/// Most clients listed before traffic gets its turn: some ten microseconds.
+const SLICE: u32 = 32;
 
 /// What is to be listed.
 #[derive(Debug)]

@@ -49,7 +49,11 @@ fn talk(session: &mut Session, said: &[(u8, Vec<u8>)]) -> String {
     let mut out = Vec::new();
     for (tag, body) in said {
         if let Step::Run(command) = session.receive(*tag, body, Rights::Admin, &mut out) {
-            session.answer(&run(&command), &mut out);
+            let answer = run(&command);
+            let mut rest = answer.as_slice();
+            while let Some((_, message)) = next_message(&mut rest) {
+                session.answer(message, rest.is_empty(), &mut out);
+            }
         }
     }
     let word = |(tag, body): (u8, Vec<u8>)| match tag {
@@ -136,7 +140,7 @@ fn rows_come_in_portions_and_formats() {
     let mut out = Vec::new();
     for (tag, body) in [parse("", "SHOW DNS_ZONES"), bind("p", "", &[0, 1, 1]), about(b'D', "Pp"), execute("p", 0)] {
         if let Step::Run(command) = session.receive(tag, &body, Rights::Admin, &mut out) {
-            session.answer(&run(&command), &mut out);
+            session.answer(&run(&command), true, &mut out);
         }
     }
     let got = messages(&out);

@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 use self::columns::{Column, Kind};
 pub use self::insight::{advice, latency, waits};
-pub use self::sockets::{TimeText, active_sockets, clients, fds_of, servers, sockets};
+pub use self::sockets::{Shell, active_sockets, clients, fds_of, servers, sockets};
 use super::command::{Fake, Topic};
 use super::handover::hex;
 use super::reply;

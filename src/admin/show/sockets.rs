@@ -7,12 +7,20 @@ use crate::admin::reply;
 use crate::admin::snapshot::{FdRow, FdTask, Home, SocketRow, SocketState, shown_id};
 use crate::config::CONSOLE_DATABASE;
 
-/// Unix seconds to `YYYY-MM-DD HH:MM:SS TZ` in local time.
-pub type TimeText<'a> = &'a dyn Fn(i64) -> String;
+/// Rows that are written before others may have the processor: some ten microseconds.
+const AT_A_TIME: usize = 32;
+
+/// What the shell does for these lists, which may have thousands of rows.
+pub trait Shell {
+    /// Unix seconds as `YYYY-MM-DD HH:MM:SS TZ` in local time.
+    fn time(&self, unix_secs: i64) -> String;
+    /// Lets others have the processor if they wait for it.
+    fn give_way(&self);
+}
 
 /// SHOW CLIENTS: those that are logged in, and cancel requests.
-pub fn clients(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
-    list(out, Topic::Clients, rows, time, |row| {
+pub fn clients(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
+    list(out, Topic::Clients, rows, shell, |row| {
         Some(match row.state {
             // what is not linked has nothing to be active with; PgBouncer 1.18 and before said active all the same
             SocketState::ClActive if row.link.is_none() => "idle",
@@ -26,7 +34,7 @@ pub fn clients(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
 }
 
 /// SHOW SERVERS.
-pub fn servers(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
+pub fn servers(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
     let peers_too = |row: &SocketRow| {
         Some(match row.state {
             SocketState::SvActive if row.link.is_none() => "idle",
@@ -40,18 +48,18 @@ pub fn servers(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
             _ => return None,
         })
     };
-    list(out, Topic::Servers, rows, time, peers_too);
+    list(out, Topic::Servers, rows, shell, peers_too);
 }
 
 /// SHOW SOCKETS: everything but cancel requests and what belongs to peers.
-pub fn sockets(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
-    list(out, Topic::Sockets, rows, time, socket_state);
+pub fn sockets(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
+    list(out, Topic::Sockets, rows, shell, socket_state);
 }
 
 /// SHOW ACTIVE_SOCKETS: those of SHOW SOCKETS that hold data. The console client that asks holds its query; the shell says
 /// so in its row.
-pub fn active_sockets(out: &mut Vec<u8>, rows: &[SocketRow], time: TimeText<'_>) {
-    list(out, Topic::ActiveSockets, rows, time, |row| socket_state(row).filter(|_| !row.buffers.is_empty()));
+pub fn active_sockets(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
+    list(out, Topic::ActiveSockets, rows, shell, |row| socket_state(row).filter(|_| !row.buffers.is_empty()));
 }
 
 fn socket_state(row: &SocketRow) -> Option<&'static str> {
@@ -117,7 +125,7 @@ fn list(
     out: &mut Vec<u8>,
     topic: Topic,
     rows: &[SocketRow],
-    time: TimeText<'_>,
+    shell: &dyn Shell,
     state: impl Fn(&SocketRow) -> Option<&'static str>,
 ) {
     let mut shown: Vec<_> = rows.iter().filter_map(|row| Some((row, state(row)?))).collect();
@@ -127,10 +135,13 @@ fn list(
     });
     row::description(out, topic);
     let with_buffers = matches!(topic, Topic::Sockets | Topic::ActiveSockets);
-    for (socket, state) in shown {
+    for (index, (socket, state)) in shown.into_iter().enumerate() {
+        if index % AT_A_TIME == AT_A_TIME - 1 {
+            shell.give_way();
+        }
         row::data(out, columns::of(topic).len(), |fields| {
             identity(fields, socket, state);
-            activity(fields, socket, time);
+            activity(fields, socket, shell);
             if with_buffers {
                 buffers(fields, socket);
             }
@@ -149,8 +160,8 @@ fn identity(fields: &mut Fields<'_>, row: &SocketRow, state: &str) {
     fields.text(&row.addr).int4(row.port).text(&row.local_addr).int4(row.local_port);
 }
 
-fn activity(fields: &mut Fields<'_>, row: &SocketRow, time: TimeText<'_>) {
-    fields.text(&time(row.connect_time)).text(&time(row.request_time));
+fn activity(fields: &mut Fields<'_>, row: &SocketRow, shell: &dyn Shell) {
+    fields.text(&shell.time(row.connect_time)).text(&shell.time(row.request_time));
     fields.int4(row.wait.secs()).int4(row.wait.0 % 1_000_000).flag(row.close_needed);
     fields.text(&pointer(row.ptr)).text(&row.link.map(pointer).unwrap_or_default());
     fields.int4(row.remote_pid).text(&row.tls).text(&row.application_name);
@@ -205,20 +216,39 @@ mod tests {
         }
     }
 
-    fn time(seconds: i64) -> String {
-        format!("2026-05-08 12:00:{seconds} UTC")
+    #[derive(Default)]
+    struct Times {
+        gave_way: std::cell::Cell<usize>,
     }
 
-    fn show(view: fn(&mut Vec<u8>, &[SocketRow], TimeText<'_>), sockets: &[SocketRow]) -> Vec<Vec<Value>> {
+    impl Shell for Times {
+        fn time(&self, seconds: i64) -> String {
+            format!("2026-05-08 12:00:{seconds} UTC")
+        }
+
+        fn give_way(&self) {
+            self.gave_way.set(self.gave_way.get() + 1);
+        }
+    }
+
+    fn show(view: fn(&mut Vec<u8>, &[SocketRow], &dyn Shell), sockets: &[SocketRow]) -> Vec<Vec<Value>> {
         let mut out = Vec::new();
-        view(&mut out, sockets, &time);
+        view(&mut out, sockets, &Times::default());
         rows(&out)
     }
 
     /// Database and state of each row.
-    fn order(view: fn(&mut Vec<u8>, &[SocketRow], TimeText<'_>), sockets: &[SocketRow]) -> String {
+    fn order(view: fn(&mut Vec<u8>, &[SocketRow], &dyn Shell), sockets: &[SocketRow]) -> String {
         let word = |row: &[Value], at: usize| row[at].clone().expect("not NULL");
         show(view, sockets).iter().map(|row| format!("{}/{} ", word(row, 2), word(row, 4))).collect()
+    }
+
+    #[test]
+    fn a_long_list_gives_way() {
+        let times = Times::default();
+        let client = socket(pool("p0"), SocketState::ClActive);
+        clients(&mut Vec::new(), &vec![client; 10 * AT_A_TIME], &times);
+        assert_eq!(times.gave_way.get(), 10);
     }
 
     /// The row published for SHOW CLIENTS, and the longer one of SHOW ACTIVE_SOCKETS.
