@@ -36,8 +36,14 @@ class Kit:
 
     def load(self, contender, split=True, **options):
         """Runs closed-loop clients; what they counted, and the pooler's processor time, as a dict."""
-        return self._finish(contender, self._popen("load", {"port": contender.port, "watch": contender.pid, "backend": self.backend.pid,
-                                                            **options}, split))
+        return self.finish(contender, self.begin(contender, split, **options))
+
+    def begin(self, contender, split=True, **options):
+        """The same in the background, until `finish`."""
+        return self._popen("load", {"port": contender.port, "watch": contender.pid, "backend": self.backend.pid, **options}, split)
+
+    def finish(self, contender, load):
+        return self._finish(contender, load)
 
     def load_under(self, contender, counter, **options):
         """The same, while something counts: `counter()` is called when all clients are there."""

@@ -8,7 +8,7 @@ use mio::{Interest, Registry, Token};
 
 use crate::password::{self, Salted};
 use crate::socket::Socket;
-use crate::wire::{self, Messages, message, startup};
+use crate::wire::{self, Messages, TERMINATE, message, startup};
 
 /// Whom to talk to, and what all clients share.
 pub struct Target {
@@ -37,6 +37,8 @@ enum Phase {
     Asked,
     /// Logging in, or ready.
     Talking,
+    /// Said goodbye: that the pooler closes the connection is no matter.
+    Left,
 }
 
 pub struct Client {
@@ -67,6 +69,9 @@ impl Client {
     /// measured has any.
     pub fn turn(&mut self, target: &mut Target, scratch: &mut [u8]) -> io::Result<Seen> {
         let mut seen = Seen::default();
+        if matches!(self.phase, Phase::Left) {
+            return Ok(seen);
+        }
         if self.socket.blocked() {
             seen.bytes += self.socket.flush()?;
         }
@@ -93,6 +98,12 @@ impl Client {
                 return Ok(seen);
             }
         }
+    }
+
+    /// Says goodbye.
+    pub fn leave(&mut self) -> io::Result<()> {
+        self.phase = Phase::Left;
+        self.socket.write(TERMINATE)
     }
 
     fn understand(&mut self, target: &mut Target, input: &[u8], seen: &mut Seen) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Closed-loop clients: each sends its next query when the answer to the last one has come. One thread.
 //!
-//! A transaction is all steps of `--sql`, or with `--relogin 1` a whole connection: login, one query, goodbye. What is
-//! counted began to count after `--warmup`, and the processor time of `--watch` is read at the same two moments.
+//! A transaction is all steps of `--sql`, or with `--relogin 1` a whole connection: login, one query, goodbye; `--rate` is
+//! how many of these begin in a second at most. What is counted began to count after `--warmup`, and the processor time of `--watch` is read at the same two moments.
 
 use std::io;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use crate::client::{self, Client, Seen, Target};
 use crate::measure::{Histogram, cpu_us};
 use crate::options::{Options, fail};
 use crate::socket::Repeated;
-use crate::wire::{SYNC, TERMINATE, message};
+use crate::wire::{SYNC, message};
 use crate::{say, wait_for_line};
 
 /// Logins under way at a time, when a crowd comes.
@@ -118,6 +118,15 @@ struct Load {
     /// Transactions of all clients, the warm-up's too.
     finished: u64,
     window: Option<Window>,
+    pace: Option<Pace>,
+}
+
+/// When connections begin, if not at once.
+struct Pace {
+    every: Duration,
+    next: Instant,
+    /// Clients without a connection.
+    resting: Vec<usize>,
 }
 
 /// An active client.
@@ -161,7 +170,11 @@ pub fn run(options: &Options) -> io::Result<()> {
         say("ready")?;
         wait_for_line()?;
     }
-    let mut load = Load { crowd, requests, relogin, copied, running: Vec::new(), finished: 0, window: None };
+    let pace = match options.number("rate", 0_u32) {
+        0 => None,
+        rate => Some(Pace { every: Duration::from_secs(1) / rate, next: Instant::now(), resting: Vec::new() }),
+    };
+    let mut load = Load { crowd, requests, relogin, copied, running: Vec::new(), finished: 0, window: None, pace };
     for at in 0..active {
         load.running.push(Running { began: (Instant::now(), 0), steps: 0, counted: 0 });
         if relogin {
@@ -187,9 +200,10 @@ impl Load {
                 Some(window) if now >= window.since + length => break,
                 _ => {}
             }
-            for (at, seen) in self.crowd.wait(Duration::from_millis(20))? {
+            for (at, seen) in self.crowd.wait(self.patience(now))? {
                 self.advance(at, &seen)?;
             }
+            self.begin_those_due()?;
         }
         let window = self.window.take().expect("the loop ends with an open window");
         say(&window.report(&watched, &kit, &self.running, self.finished))
@@ -222,11 +236,37 @@ impl Load {
         }
         (running.began, running.steps) = (now, 0);
         if self.relogin {
-            client.socket.write(TERMINATE)?;
-            *client = Client::start(&mut self.crowd.target, self.crowd.poll.registry(), Token(at))?;
+            client.leave()?;
+            let Some(pace) = &mut self.pace else { return self.begin(at) };
+            pace.resting.push(at);
             return Ok(());
         }
         client.socket.write(&self.requests[0])
+    }
+
+    /// A new connection for a client.
+    fn begin(&mut self, at: usize) -> io::Result<()> {
+        self.crowd.clients[at] = Client::start(&mut self.crowd.target, self.crowd.poll.registry(), Token(at))?;
+        self.running[at].began = (Instant::now(), self.finished);
+        Ok(())
+    }
+
+    fn patience(&self, now: Instant) -> Duration {
+        let due = self.pace.as_ref().map_or(now + Duration::from_millis(20), |pace| pace.next);
+        due.saturating_duration_since(now).min(Duration::from_millis(20))
+    }
+
+    fn begin_those_due(&mut self) -> io::Result<()> {
+        let Some(pace) = &mut self.pace else { return Ok(()) };
+        if Instant::now() < pace.next {
+            return Ok(());
+        }
+        // nobody left means that this one is late, and the next ones come no faster for it
+        pace.next += pace.every;
+        match pace.resting.pop() {
+            Some(at) => self.begin(at),
+            None => Ok(()),
+        }
     }
 }
 
