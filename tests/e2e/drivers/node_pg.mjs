@@ -64,11 +64,12 @@ async function queued(client, number) {
 async function pipelined(number) {
   const client = new pg.Client({ ...where, pipeline: true })
   await client.connect()
+  // not the last one: an error rejects before ReadyForQuery, and who leaves then leaves in the middle of an answer
   const asked = Array.from({ length: 40 }, (_, n) => {
-    if (n % 10 === 9) return client.query('SELECT 1 / $1::int', [0]).then(() => 'no error', (error) => error.code)
+    if (n % 10 === 4) return client.query('SELECT 1 / $1::int', [0]).then(() => 'no error', (error) => error.code)
     return one(client, n % 2 ? { name: 'piped', text: 'SELECT $1::int', values: [n] } : ['SELECT $1::int', [n]][0], n % 2 ? undefined : [n])
   })
-  const expected = Array.from({ length: 40 }, (_, n) => (n % 10 === 9 ? '22012' : n))
+  const expected = Array.from({ length: 40 }, (_, n) => (n % 10 === 4 ? '22012' : n))
   assert.deepEqual(await Promise.all(asked), expected, `client ${number}`)
   await client.end()
 }
