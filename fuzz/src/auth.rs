@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pgusher::auth::client::{ClientAuth, Login, Method, Random, Step as ClientStep};
 use pgusher::auth::server::{Credentials, ServerAuth, Step as ServerStep};
-use pgusher::auth::{certificate as der, lookup, md5, secret::Secret};
+use pgusher::auth::{certificate as der, lookup, md5, scram::derive, secret::Secret};
 
 use super::bytes::{Bytes, said, whole_messages};
 
@@ -37,6 +37,12 @@ fn machine(
     ClientAuth::start(login, out)
 }
 
+/// What SCRAM makes of a password that may end with a NUL: characters that SASLprep leaves out make no difference.
+fn prepared(password: &[u8]) -> [u8; 32] {
+    let end = password.iter().position(|byte| *byte == 0).unwrap_or(password.len());
+    derive(&password[..end], b"salt", 1).stored_key
+}
+
 /// A stranger's messages: he is let in for knowing the secret, or where nobody is asked for it.
 pub(crate) fn login(data: &[u8]) {
     let mut from = Bytes(data);
@@ -52,7 +58,7 @@ pub(crate) fn login(data: &[u8]) {
     };
     let known = secret.as_ref().is_some_and(|secret| !secret.is_none());
     let expected = secret.as_ref().and_then(|secret| md5::answer(secret, USER, SALT));
-    let is_some = secret.is_some();
+    let (is_some, is_scram) = (secret.is_some(), matches!(secret, Some(Secret::Scram { .. })));
     let mut out = Vec::new();
     let (mut machine, mut step) = machine(method, secret, flags & 64 != 0, flags & 128 != 0, &mut out);
     let mut body: &[u8] = b"";
@@ -70,7 +76,7 @@ pub(crate) fn login(data: &[u8]) {
                 let proved = match which {
                     0 => true,
                     1 => is_some,
-                    2 => known && said(PASSWORD),
+                    2 => known && (said(PASSWORD) || is_scram && prepared(body) == prepared(PASSWORD.as_bytes())),
                     3 => known && expected.as_deref().is_some_and(said),
                     // nobody can sign without the key, and this input does not know it
                     _ => false,
