@@ -42,30 +42,24 @@ class Kit:
         """The same in the background, until `finish`."""
         return self._popen("load", {"port": contender.port, "watch": contender.pid, "backend": self.backend.pid, **options}, split)
 
-    def finish(self, contender, load):
-        return self._finish(contender, load)
-
     def load_under(self, contender, counter, **options):
         """The same, while something counts: `counter()` is called when all clients are there."""
         load = self._popen("load", {"port": contender.port, "gate": 1, "warmup": 0, **options})
         if load.stdout.readline() != "ready\n":
-            return self._finish(contender, load)
+            return self.finish(contender, load)
         stop = counter()
-        seen = self._finish(contender, load)
+        seen = self.finish(contender, load)
         return seen, stop()
 
     def ask(self, contender, sql, times, every_ms):
         """Begins to ask the console, with as little claim on the processor as can be."""
         return self._popen("ask", {"port": contender.port, "database": "pgbouncer", "sql": sql, "times": times, "every-ms": every_ms})
 
-    def finish_ask(self, contender, asking):
-        return self._finish(contender, asking)
-
     def hold(self, contender, clients, **options):
         """Clients that are logged in and idle, until `let_go`."""
         holding = self._popen("hold", {"port": contender.port, "clients": clients, **options})
         if holding.stdout.readline() != "ready\n":
-            self._finish(contender, holding)
+            self.finish(contender, holding)
         return holding
 
     def let_go(self, holding):
@@ -75,7 +69,8 @@ class Kit:
         holding.kill()
         holding.communicate()
 
-    def _finish(self, contender, process):
+    def finish(self, contender, process):
+        """What it says at its end."""
         out, errors = process.communicate("\n", timeout=120)
         if process.returncode != 0:
             log = (contender.dir / "log").read_text()[-2000:]

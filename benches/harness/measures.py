@@ -239,7 +239,7 @@ def crowd(yard, active=100, total=10_000):
             asking = yard.kit.ask(contender, command, max(2, int((warmup + yard.seconds) * 5)), 200) if command else None
             seen = yard.load(contender, clients=active)
             if asking:
-                seen["command_us"] = yard.kit.finish_ask(contender, asking)["p50_us"]
+                seen["command_us"] = yard.kit.finish(contender, asking)["p50_us"]
             return seen
         return measure
 
