@@ -58,7 +58,7 @@ pub(crate) fn login(data: &[u8]) {
     };
     let known = secret.as_ref().is_some_and(|secret| !secret.is_none());
     let expected = secret.as_ref().and_then(|secret| md5::answer(secret, USER, SALT));
-    let (is_some, is_scram) = (secret.is_some(), matches!(secret, Some(Secret::Scram { .. })));
+    let (is_some, is_scram) = (secret.is_some(), matches!(secret, Some(Secret::Scram(_))));
     let mut out = Vec::new();
     let (mut machine, mut step) = machine(method, secret, flags & 64 != 0, flags & 128 != 0, &mut out);
     let mut body: &[u8] = b"";

@@ -141,13 +141,15 @@ impl Session {
     /// The answer to the command that was run, or some messages of it, as a simple query would get them. Those of a simple
     /// query pass unchanged. `last`: the answer ends with them.
     pub fn answer(&mut self, simple: &[u8], last: bool, out: &mut Vec<u8>) {
-        let Some(mut running) = self.running.take() else {
+        let Some(running) = &mut self.running else {
             out.extend_from_slice(simple);
             return;
         };
-        let Some(portal) = self.portals.get_mut(&running.portal) else { return };
+        let mut portal = self.portals.get_mut(&running.portal);
         let mut rest = simple;
-        while let Some((tag, whole)) = next_message(&mut rest) {
+        while let Some(portal) = &mut portal
+            && let Some((tag, whole)) = next_message(&mut rest)
+        {
             match tag {
                 be::DATA_ROW if running.max_rows == 0 => portal.row(&whole[5..], out),
                 be::DATA_ROW => portal.row(&whole[5..], &mut running.rows),
@@ -164,7 +166,9 @@ impl Session {
                 _ => {}
             }
         }
-        self.running = Some(running).filter(|_| !last);
+        if last {
+            self.running = None;
+        }
     }
 
     /// Answers a simple query of probes.

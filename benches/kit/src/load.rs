@@ -1,7 +1,8 @@
 //! Closed-loop clients: each sends its next query when the answer to the last one has come. One thread.
 //!
 //! A transaction is all steps of `--sql`, or with `--relogin 1` a whole connection: login, one query, goodbye; `--rate` is
-//! how many of these begin in a second at most. What is counted began to count after `--warmup`, and the processor time of `--watch` is read at the same two moments.
+//! how many of these begin in a second at most. What is counted began to count after `--warmup`, and the processor time of
+//! `--watch` is read at the same two moments.
 
 use std::io;
 use std::rc::Rc;
