@@ -216,7 +216,7 @@ fn serve(
         names,
         requests,
         jobs,
-        Helpers::new(usize::from(workers)),
+        Helpers::new(usize::from(workers), cores() > workers),
         mock_key,
         PathBuf::from(&config.settings.unix_socket_dir),
         port,
@@ -269,6 +269,11 @@ fn worker_count(config: &Config) -> WorkerId {
     if asked > 0 {
         return asked;
     }
+    cores()
+}
+
+/// Cores that this process may use.
+fn cores() -> WorkerId {
     std::thread::available_parallelism().map_or(1, |cores| WorkerId::try_from(cores.get()).unwrap_or(1))
 }
 

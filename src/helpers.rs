@@ -36,17 +36,24 @@ pub struct Helpers {
     started: Mutex<bool>,
     /// Of each kind.
     threads: usize,
+    have_cores: bool,
 }
 
 impl Helpers {
     #[must_use]
-    pub fn new(threads: usize) -> Arc<Self> {
-        Arc::new(Self { steps: Steps::new(PATIENCE), started: Mutex::new(false), threads })
+    pub fn new(threads: usize, have_cores: bool) -> Arc<Self> {
+        Arc::new(Self { steps: Steps::new(PATIENCE), started: Mutex::new(false), threads, have_cores })
     }
 
-    /// Has a step computed as soon as there is a core for it.
-    pub fn compute(self: &Arc<Self>, step: impl FnOnce() + Send + 'static) {
-        self.steps.push(Box::new(step), Clock::now());
+    /// Are there more cores than workers?
+    #[must_use]
+    pub const fn have_cores(&self) -> bool {
+        self.have_cores
+    }
+
+    /// Has a step that waits since then computed as soon as there is a core for it.
+    pub fn compute(self: &Arc<Self>, since: Micros, step: impl FnOnce() + Send + 'static) {
+        self.steps.push(Box::new(step), since);
         let mut started = self.started.lock();
         if !*started {
             *started = self.start();
@@ -97,11 +104,11 @@ mod tests {
 
     #[test]
     fn every_step_is_computed_once() {
-        let helpers = Helpers::new(2);
+        let helpers = Helpers::new(2, true);
         let (done, results) = channel();
         for number in 0..1000 {
             let done = done.clone();
-            helpers.compute(move || done.send(number).expect("the test waits"));
+            helpers.compute(Clock::now(), move || done.send(number).expect("the test waits"));
         }
         let mut all: Vec<_> = (0..1000).map(|_| results.recv_timeout(LONG).expect("a result")).collect();
         all.sort_unstable();
@@ -110,10 +117,10 @@ mod tests {
 
     #[test]
     fn what_gets_no_idle_core_is_taken_by_others() {
-        let helpers = Helpers::new(1);
+        let helpers = Helpers::new(1, true);
         let (begun, begins) = channel();
         let (release, released) = channel::<()>();
-        helpers.compute(move || {
+        helpers.compute(Clock::now(), move || {
             begun.send(()).expect("the test waits");
             let _ = released.recv_timeout(LONG);
         });
@@ -121,7 +128,7 @@ mod tests {
         let (done, result) = channel();
         for number in 0..10 {
             let done = done.clone();
-            helpers.compute(move || done.send(number).expect("the test waits"));
+            helpers.compute(Clock::now(), move || done.send(number).expect("the test waits"));
         }
         let order: Vec<_> = (0..10).map(|_| result.recv_timeout(LONG).expect("taken by the other thread")).collect();
         assert_eq!(order, (0..10).collect::<Vec<_>>());

@@ -47,6 +47,7 @@ use crate::time::Micros;
 use crate::worker::peer::PeerAddr;
 use crate::worker::picture;
 use crate::worker::server::Server;
+use crate::worker::steps::Whose;
 
 use cells::Cells;
 pub use cells::Load;
@@ -252,14 +253,9 @@ pub enum Message {
         derivation: Box<Derivation>,
         keys: Box<SaltedKeys>,
     },
-    /// A step of a client's TLS handshake was computed.
-    ClientShook {
-        client: ClientRef,
-        work: Box<Work>,
-    },
-    /// A step of the TLS handshake with a server was computed.
-    ServerShook {
-        server: ServerId,
+    /// A helper has computed a step of a TLS handshake.
+    Helped {
+        whose: Whose,
         work: Box<Work>,
     },
     Resolved {
@@ -400,7 +396,6 @@ impl Message {
             Self::Launch { server, .. }
             | Self::Evict { server, .. }
             | Self::ServerDerived { server, .. }
-            | Self::ServerShook { server, .. }
             | Self::Resolved { server, .. } => Some(*server),
             Self::Check { conn, .. } => Some(conn.me),
             _ => None,

@@ -27,6 +27,7 @@ mod relay;
 pub mod replication;
 pub mod server;
 mod spare;
+pub mod steps;
 mod strangers;
 mod suspend;
 mod sweep;
@@ -130,6 +131,7 @@ pub struct Worker {
     hold: Hold,
     /// Parked servers whose events came while everything was frozen.
     missed: Vec<ServerId>,
+    steps: steps::Steps,
 }
 
 impl Worker {
@@ -168,6 +170,7 @@ impl Worker {
             turning: table::Turning::default(),
             hold: Hold::Off,
             missed: Vec::new(),
+            steps: steps::Steps::default(),
         }
     }
 
@@ -206,6 +209,8 @@ impl Worker {
             self.guarded(Self::sweep_slice);
             self.guarded(Self::picture_slice);
             self.guarded(Self::census_slice);
+            let idle = events.is_empty() && self.again.is_empty();
+            self.guarded(|worker| worker.handshake_steps(idle));
             self.obey_local();
         }
     }
@@ -218,7 +223,7 @@ impl Worker {
         }
         let due = self.retreat.as_ref().map_or(self.sweep_at, |retreat| retreat.ends.min(self.sweep_at));
         let now = Clock::now();
-        let wait = due.since(now);
+        let wait = self.steps.sleep().map_or(due.since(now), |longest| longest.min(due.since(now)));
         if !wait.is_zero() {
             self.shared.post(self.id).load.worked(std::mem::take(&mut self.turns), now.since(self.woke));
         }
@@ -284,8 +289,7 @@ impl Worker {
             Message::Judged { client, accepted } => self.judged(client, accepted),
             Message::SystemUser { client, name } => self.system_user(client, name.as_deref()),
             Message::ServerDerived { server, derivation, keys } => self.server_derived(server, *derivation, &keys),
-            Message::ClientShook { client, work } => self.client_shook(client, *work),
-            Message::ServerShook { server, work } => self.server_shook(server, *work),
+            Message::Helped { whose, work } => self.helped(whose, *work),
             Message::Resolved { server, addresses } => self.resolved(server, addresses),
             Message::Live(live) => self.live = live,
             Message::PoolModes => self.take_pool_modes(),

@@ -1,15 +1,14 @@
-//! TLS handshakes of a worker's connections. Steps that compute much run on the helper threads, so that a storm of logins
-//! holds up nobody who is in the middle of a query.
+//! TLS of a worker's clients.
 
 use crate::disconnect::Disconnect;
-use crate::id::{ClientRef, ServerId};
+use crate::id::ClientRef;
 use crate::log::Conn;
 use crate::net::stream::{Handshake, Stream};
 use crate::net::tls::session::Work;
-use crate::shared::Message;
 use crate::worker::Worker;
 use crate::worker::client::{Client, End, Phase};
 use crate::worker::peer::PeerAddr;
+use crate::worker::steps::Whose;
 
 /// The first byte of a client that begins with TLS instead of asking for it.
 const DIRECT: u8 = 0x16;
@@ -43,18 +42,17 @@ impl Worker {
     }
 
     /// Goes on with a client's handshake. True when it is over.
-    pub(super) fn client_handshake(&self, client: &mut Client) -> Result<bool, End> {
+    pub(super) fn client_handshake(&mut self, client: &mut Client) -> Result<bool, End> {
         let next = client.stream.handshake();
         self.after_client_step(client, next)
     }
 
-    fn after_client_step(&self, client: &mut Client, next: Handshake) -> Result<bool, End> {
+    fn after_client_step(&mut self, client: &mut Client, next: Handshake) -> Result<bool, End> {
         match next {
             Handshake::Done => Ok(true),
             Handshake::Wait => Ok(false),
             Handshake::Work(work) => {
-                let me = client.me;
-                self.compute(work, move |work| Message::ClientShook { client: me, work });
+                self.push_step(Whose::Client(client.me), work);
                 Ok(false)
             }
             Handshake::Gone => Err(gone().into()),
@@ -73,19 +71,6 @@ impl Worker {
             }
             Err(end) => self.disconnect(client, end),
         }
-    }
-
-    /// A step towards a server, to be computed elsewhere.
-    pub(super) fn compute_for_server(&self, server: ServerId, work: Box<Work>) {
-        self.compute(work, move |work| Message::ServerShook { server, work });
-    }
-
-    fn compute(&self, mut work: Box<Work>, message: impl FnOnce(Box<Work>) -> Message + Send + 'static) {
-        let (shared, worker) = (self.shared.clone(), self.id);
-        self.shared.helpers.compute(move || {
-            shared.guard.run("a step of a TLS handshake", || work.run());
-            shared.post(worker).send(message(work));
-        });
     }
 }
 

@@ -8,6 +8,7 @@ pub mod session;
 mod text;
 mod verify;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -50,6 +51,15 @@ const TLS13_SUITES: &[(&str, SupportedCipherSuite)] = {
         ("TLS_AES_128_GCM_SHA256", suite::TLS13_AES_128_GCM_SHA256),
     ]
 };
+
+/// The library has what its random numbers come from.
+static PREPARED: AtomicBool = AtomicBool::new(false);
+
+/// Will a handshake not have to wait for [`Contexts::prepare`], or for what that does?
+#[must_use]
+pub fn is_prepared() -> bool {
+    PREPARED.load(Ordering::Relaxed)
+}
 
 /// What TLS is in force: for the connections of clients and to servers.
 #[derive(Debug, Default)]
@@ -109,14 +119,15 @@ impl Contexts {
     /// Has the library gather what its random numbers come from, if TLS is certain to be used: that takes it some 50 ms once,
     /// which the first handshake would pay, and on a busy machine everybody who comes meanwhile.
     pub fn prepare(&self) {
-        static PREPARED: Once = Once::new();
+        static BEGUN: Once = Once::new();
         let optional = |servers: &ForServers| matches!(servers.mode, SslMode::Allow | SslMode::Prefer);
         if self.clients.is_none() && self.servers.as_ref().is_none_or(optional) {
             return;
         }
-        PREPARED.call_once(|| {
+        BEGUN.call_once(|| {
             let gather = || {
                 let _ = aws_lc_rs::default_provider().secure_random.fill(&mut [0]);
+                PREPARED.store(true, Ordering::Relaxed);
             };
             // without the thread the first handshake does it
             let _ = std::thread::Builder::new().name("randomness".to_owned()).spawn(gather);

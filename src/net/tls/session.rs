@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
@@ -152,6 +153,7 @@ impl Work {
         // for the caller to find, should the library panic
         self.result = Err("internal error".to_owned());
         self.result = step(&mut self.conn, &mut self.received, &mut self.unread, &mut self.out);
+        super::PREPARED.store(true, Ordering::Relaxed);
     }
 }
 

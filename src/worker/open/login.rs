@@ -16,6 +16,7 @@ use crate::wire::fields::{ErrorFields, lossy, split_cstr};
 use crate::wire::scan::{Item, Scanner};
 use crate::wire::tag::backend as be;
 use crate::worker::Worker;
+use crate::worker::steps::Whose;
 use crate::worker::table::Place;
 use crate::worker::tls;
 
@@ -72,7 +73,7 @@ impl Worker {
             }
             Handshake::Wait => Ok(false),
             Handshake::Work(work) => {
-                self.compute_for_server(opening.me, work);
+                self.push_step(Whose::Server(opening.me), work);
                 Ok(false)
             }
             Handshake::Gone => Err(crashed()),
