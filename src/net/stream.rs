@@ -20,6 +20,9 @@ use rustix::net::{RecvFlags, SendFlags};
 use crate::net::tls::session::{Next, Session, Work};
 use crate::relay::out::Out;
 
+/// Pieces that are no more bytes together are copied: a vectored write costs more than that.
+const JOINED_BYTES: usize = 1024;
+
 /// Most pieces given to one vectored write.
 const MAX_SLICES: usize = 16;
 
@@ -280,6 +283,9 @@ impl Stream {
 
     #[inline(never)]
     fn write_pieces(&mut self, out: &Out, input: &[u8]) -> io::Result<()> {
+        if out.bytes() <= JOINED_BYTES {
+            return self.write_joined(out, input);
+        }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut count = 0;
         for slice in out.slices(input).take(MAX_SLICES) {
@@ -291,6 +297,16 @@ impl Stream {
             self.keep(out.slices(input), written);
         }
         Ok(())
+    }
+
+    fn write_joined(&mut self, out: &Out, input: &[u8]) -> io::Result<()> {
+        let mut joined = [0; JOINED_BYTES];
+        let mut len = 0;
+        for slice in out.slices(input) {
+            joined[len..len + slice.len()].copy_from_slice(slice);
+            len += slice.len();
+        }
+        self.write_raw(&joined[..len])
     }
 
     /// Writes `bytes`; the rest waits.
