@@ -33,11 +33,13 @@ impl<S: Send + 'static, P: Primitives> Steps<S, P> {
         Self { line: P::mutex(line), idle, nice, patience }
     }
 
-    pub fn push(&self, step: S, now: Micros) {
+    /// `since`: it has waited elsewhere from then on.
+    pub fn push(&self, step: S, since: Micros) {
         let first = {
             let mut line = P::lock(&self.line);
-            line.waiting.push_back((now, step));
-            line.waiting.len() == 1
+            let place = line.waiting.iter().rposition(|(other, _)| *other <= since).map_or(0, |before| before + 1);
+            line.waiting.insert(place, (since, step));
+            place == 0
         };
         P::notify_one(&self.idle);
         if first {
@@ -94,6 +96,17 @@ impl<S: Send + 'static, P: Primitives> Steps<S, P> {
 mod tests {
     use super::*;
     use std::cell::Cell;
+
+    #[test]
+    fn who_has_waited_longest_is_first() {
+        let steps: Steps<u32> = Steps::new(Micros(1000));
+        for (step, since) in [(1, 10), (2, 30), (3, 20), (4, 5), (5, 30)] {
+            steps.push(step, Micros(since));
+        }
+        let now = || Micros(1_010);
+        assert_eq!((steps.overdue(now), steps.overdue(now)), (4, 1));
+        assert_eq!(std::array::from_fn(|_| steps.next(now)), [3, 2, 5]);
+    }
 
     #[test]
     fn what_waits_during_a_rest_is_overdue_at_once() {

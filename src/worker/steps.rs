@@ -14,12 +14,14 @@ use crate::net::tls::session::Work;
 use crate::shared::Message;
 use crate::time::Micros;
 use crate::worker::Worker;
+use crate::worker::table::Place;
 
-/// Steps that take longer are left to the helpers: no turn of a worker should take longer.
+/// Steps that take longer on average, or one that takes twice as long, are left to the helpers: no turn of a worker should
+/// take longer.
 const LONGEST: Micros = Micros(500);
 
-/// For how long they are then, before the worker tries again.
-const LEFT_TO_HELPERS: Micros = Micros::from_millis(10_000);
+/// For how long they are then, before the worker tries one again: there may be another key.
+const LEFT_TO_HELPERS: Micros = Micros::from_millis(60_000);
 
 /// A step waits no longer for its worker to have nothing else to do.
 const PATIENCE: Micros = Micros::from_millis(20);
@@ -87,7 +89,7 @@ impl<S> Steps<S> {
 
     fn took(&mut self, spent: Micros, now: Micros) {
         self.cost = Micros((3 * self.cost.0 + spent.0) / 4);
-        if self.cost > LONGEST {
+        if self.cost > LONGEST || spent.0 > 2 * LONGEST.0 {
             (self.cost, self.left_until) = (Micros::ZERO, now + LEFT_TO_HELPERS);
         }
     }
@@ -134,11 +136,21 @@ impl Worker {
     }
 
     fn compute_step(&mut self, (whose, mut work): (Whose, Box<Work>)) {
+        if !self.is_there(whose) {
+            return;
+        }
         let had = Clock::of_thread();
         self.shared.guard.run("a step of a TLS handshake", || work.run());
         let spent = Clock::of_thread().since(had);
         self.steps.took(spent, self.now);
         self.stepped(whose, *work);
+    }
+
+    fn is_there(&mut self, whose: Whose) -> bool {
+        match whose {
+            Whose::Client(client) => self.clients.get(client).is_some(),
+            Whose::Server(server) => matches!(self.places.get_mut(server), Some(Place::Opening(_))),
+        }
     }
 
     /// A helper has computed a step.
@@ -218,9 +230,14 @@ mod tests {
             steps.took(Micros(spent), QUIET.now);
             assert_eq!(steps.verdict(QUIET), Verdict::Here);
         }
+        let mut slow = waiting(1);
+        for _ in 0..4 {
+            slow.took(Micros(800), QUIET.now);
+        }
         steps.took(Micros(1_600), QUIET.now);
-        steps.took(Micros(1_600), QUIET.now);
-        assert_eq!(steps.verdict(Scene { idle: false, ..QUIET }), Verdict::Helpers, "at once");
+        for dear in [&steps, &slow] {
+            assert_eq!(dear.verdict(Scene { idle: false, ..QUIET }), Verdict::Helpers, "at once");
+        }
         let mut steps = Steps { left_until: steps.left_until, ..Steps::default() };
         let later = QUIET.now + LEFT_TO_HELPERS;
         steps.push(1, later);
