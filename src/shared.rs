@@ -191,6 +191,8 @@ pub enum Message {
     Accepted(Accepted),
     /// The ticket of one of its clients has something to collect.
     Wake(ClientRef),
+    /// A connection of the reserve is opened for one of its clients.
+    TakesReserve(ClientRef),
     Launch {
         server: ServerId,
         pool: PoolId,
@@ -361,10 +363,8 @@ pub enum Request {
         format: Format,
         reply: oneshot::Sender<String>,
     },
-    /// Somebody cancelled a console command; `waiting` if one was under way.
-    CancelConsole {
-        waiting: bool,
-    },
+    /// Somebody cancelled a console command.
+    CancelConsole,
 }
 
 /// Slow login work, off the event loops.

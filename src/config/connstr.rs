@@ -393,6 +393,7 @@ mod tests {
             port: 1,
             user: some("u"),
             password: some("p'w"),
+            forced_user_kept: 0,
             auth_user: some("au"),
             auth_query: some("select 'x'"),
             auth_dbname: some("ad"),

@@ -58,6 +58,7 @@ impl Database {
             || self.host != new.host
             || self.port != new.port
             || self.user != new.user
+            || self.forced_user_kept < new.forced_user_kept
             || self.connect_query != new.connect_query
             || self.auth_dbname != new.auth_dbname
             || self.auth_query != new.auth_query
@@ -96,6 +97,11 @@ mod tests {
             let new = parse_database("a", &format!("{base} {change}")).expect("valid");
             assert_eq!(old.needs_reconnect(&new), want, "{change}");
         }
+        let old = parse_database("a", base).expect("valid");
+        let new = Database { forced_user_kept: 1, ..old.clone() };
+        assert!(old.needs_reconnect(&new), "the user was to go");
+        assert!(!new.needs_reconnect(&new.clone()), "SET changes nothing");
+        assert!(!new.needs_reconnect(&old), "it is named again");
     }
 
     #[test]

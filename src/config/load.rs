@@ -312,6 +312,7 @@ pub(crate) fn keep_forced_user(db: &mut Database, known: Option<&Database>) -> b
     let Some(known) = known.filter(|known| db.user.is_none() && known.user.is_some()) else { return false };
     db.user.clone_from(&known.user);
     db.password.clone_from(&known.password);
+    db.forced_user_kept = known.forced_user_kept.saturating_add(1);
     true
 }
 

@@ -64,6 +64,8 @@ pub struct Database {
     /// The forced user: one pool for all clients.
     pub user: Option<String>,
     pub password: Option<String>,
+    /// Loads that found no user here any more, and kept the one before.
+    pub forced_user_kept: u32,
     pub auth_user: Option<String>,
     pub auth_query: Option<String>,
     pub auth_dbname: Option<String>,
@@ -102,6 +104,7 @@ impl Database {
             port: Self::DEFAULT_PORT,
             user: None,
             password: None,
+            forced_user_kept: 0,
             auth_user: None,
             auth_query: None,
             auth_dbname: None,
@@ -183,23 +186,34 @@ pub struct LogLine {
     pub text: String,
     /// The line of the file that it is about, from 1 on, where that is known.
     pub line: Option<usize>,
+    /// It does not begin with the connection that it came up with.
+    pub bare: bool,
 }
 
 impl LogLine {
+    fn new(level: Level, text: impl Into<String>) -> Self {
+        Self { level, text: text.into(), line: None, bare: false }
+    }
+
     pub(crate) fn error(text: impl Into<String>) -> Self {
-        Self { level: Level::Error, text: text.into(), line: None }
+        Self::new(Level::Error, text)
     }
 
     pub(crate) fn warning(text: impl Into<String>) -> Self {
-        Self { level: Level::Warning, text: text.into(), line: None }
+        Self::new(Level::Warning, text)
     }
 
     pub(crate) fn debug(text: impl Into<String>) -> Self {
-        Self { level: Level::Debug, text: text.into(), line: None }
+        Self::new(Level::Debug, text)
     }
 
     pub(crate) fn log(text: impl Into<String>) -> Self {
-        Self { level: Level::Log, text: text.into(), line: None }
+        Self::new(Level::Log, text)
+    }
+
+    /// The same without a connection before it.
+    pub(crate) fn bare(self) -> Self {
+        Self { bare: true, ..self }
     }
 
     /// The same, about this line.

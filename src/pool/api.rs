@@ -190,6 +190,8 @@ pub enum Action<S> {
     CancelFinished(ClientRef, Disconnect),
     /// Somebody may have been waiting for this: see `is_drained`, `paused_entries_drained`, `close_pending`.
     Drained,
+    /// The connection that this client waits for is one of the reserve.
+    TakesReserve(ClientRef),
     Log(Level, String),
 }
 

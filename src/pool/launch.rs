@@ -4,7 +4,6 @@ use super::api::{Action, Address, FailureKind, LaunchKind, LoginFailure, Release
 use super::list::End;
 use super::slot::ServerState;
 use super::{Origin, Pools};
-use crate::config::Level;
 use crate::disconnect::Disconnect;
 use crate::id::{PoolId, ServerId, WorkerId};
 use crate::time::Micros;
@@ -61,8 +60,8 @@ impl<S, R: Clone> Pools<S, R> {
             return;
         }
         if reserve {
-            let text = "taking connection from reserve_pool".to_owned();
-            self.actions.push_back(Action::Log(Level::Warning, text));
+            let first = self.first_in_line(id).map(|ticket| self.waiters[ticket].want.client);
+            self.actions.extend(first.map(Action::TakesReserve));
         }
         self.open(id, LaunchKind::Login, now);
     }

@@ -319,7 +319,7 @@ fn s4_3_the_reserve_is_used_when_the_first_client_waited_reserve_pool_timeout() 
     assert_eq!(bench.launched(), None);
     bench.tick_after(Micros(1));
     let actions = bench.actions();
-    assert!(matches!(&actions[0], Action::Log(_, text) if text == "taking connection from reserve_pool"));
+    assert!(matches!(&actions[0], Action::TakesReserve(_)));
     assert!(matches!(actions[1], Action::Launch { .. }));
 }
 

@@ -281,7 +281,7 @@ impl Downstream<'_, '_> {
     fn error(&mut self, bytes: &[u8]) -> Result<bool, Disconnect> {
         let fields = ErrorFields::parse(&bytes[HEADER_LEN..]);
         if self.server.setting_vars {
-            self.ctx.log.push(LogLine::error(format!("varcache_apply failed: {}", fields.text(": "))));
+            self.ctx.log.push(LogLine::error(format!("varcache_apply failed: {}", fields.text(": "))).bare());
             return Err(Disconnect::fatal("invalid server parameter"));
         }
         // The client has all its answers and is about to give the server back: its end is not the client's affair.

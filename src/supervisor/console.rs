@@ -299,10 +299,7 @@ impl Supervisor {
     }
 
     /// A console command was cancelled: a global PAUSE or SUSPEND ends.
-    pub(super) fn cancel_console(&mut self, waiting: bool) {
-        if !waiting {
-            tracing::warn!("admin cancel request for non-waiting client?");
-        }
+    pub(super) fn cancel_console(&mut self) {
         let _ = self.resume();
     }
 }

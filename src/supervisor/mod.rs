@@ -273,7 +273,7 @@ impl Supervisor {
             Request::ZoneSerial { zone, serial } => self.zone_serial(&zone, serial),
             Request::Drained => self.answer_pending(),
             Request::ConsoleLeft => self.console_left(),
-            Request::CancelConsole { waiting } => self.cancel_console(waiting),
+            Request::CancelConsole => self.cancel_console(),
             Request::Scrape { format, reply } => {
                 let _ = reply.send(self.scrape(format).await);
             }

@@ -148,8 +148,6 @@ impl Supervisor {
             database: CONSOLE_DATABASE.to_owned(),
             force_user: Some(CONSOLE_DATABASE.to_owned()),
             pool_size: CONSOLE_POOL_SIZE,
-            min_pool_size: settings.min_pool_size,
-            reserve_pool_size: settings.reserve_pool_size,
             server_lifetime: i64::try_from(settings.server_lifetime.secs()).unwrap_or(i64::MAX),
             pool_mode: Some(PoolMode::Statement.to_string()),
             max_connections: settings.max_db_connections,

@@ -68,7 +68,10 @@ impl Worker {
             None => failed(),
             Some(client) => match (&client.phase, &client.server) {
                 (Phase::Console(console), _) => {
-                    self.shared.ask(Request::CancelConsole { waiting: console.busy || console.waits > 0 });
+                    if !console.busy && console.waits == 0 {
+                        tracing::warn!(conn = %client.prefix(), "admin cancel request for non-waiting client?");
+                    }
+                    self.shared.ask(Request::CancelConsole);
                     Disconnect::silent("cancel request for console client")
                 }
                 (_, None) => Disconnect::silent("cancel request for idle client"),

@@ -272,6 +272,7 @@ impl Worker {
         match message {
             Message::Accepted(accepted) => self.adopt(accepted),
             Message::Wake(client) => self.wake(client),
+            Message::TakesReserve(client) => self.takes_reserve(client),
             Message::Launch { server, pool, kind } => self.launch(server, pool, kind),
             Message::Check { conn, query, .. } => self.start_test(conn, query),
             Message::Evict { server, reason } => self.evict(server, &reason),
@@ -449,6 +450,10 @@ impl Worker {
             self.errors.drain(..).for_each(|sqlstate| ends.server_error(&sqlstate));
         }
         for line in self.log.drain(..) {
+            if line.bare {
+                log_line(line.level, &line.text);
+                continue;
+            }
             let (conn, text) = (client.prefix(), &line.text);
             match line.level {
                 Level::Error => tracing::error!(conn = %conn, "{text}"),
@@ -561,6 +566,7 @@ fn route(action: ServerAction) -> Routed {
         ServerAction::CancelFinished(request, why) => {
             Routed::To(request.worker, Message::CancelFinished { request, why })
         }
+        ServerAction::TakesReserve(client) => Routed::To(client.worker, Message::TakesReserve(client)),
         ServerAction::Drained => Routed::Here(Here::Drained),
         ServerAction::Log(level, text) => Routed::Here(Here::Log(level, text)),
     }

@@ -4,7 +4,7 @@ use mio::event::Event;
 
 use crate::config::PoolMode;
 use crate::disconnect::Disconnect;
-use crate::id::ServerId;
+use crate::id::{ClientRef, ServerId};
 use crate::net::stream::{ReadResult, Stream};
 use crate::pool::TestQuery;
 use crate::relay::downstream::Downstream;
@@ -19,10 +19,13 @@ use crate::worker::server::Server;
 use crate::worker::table::Place;
 
 /// What a look at an idle server found.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     Nothing,
     /// It spoke without being asked.
     Dirty,
+    /// It said why it ends.
+    Leaving,
     Gone,
 }
 
@@ -45,6 +48,11 @@ impl Worker {
                 testing.stream.note(event);
                 self.test_turn(testing);
             }
+            Some(Place::Leaving(_)) => {
+                let Place::Leaving(mut leaving) = self.places.take(server) else { return };
+                leaving.stream.note(event);
+                self.looked_at(leaving, Found::Leaving);
+            }
             Some(Place::Elsewhere) | None => {
                 if event.is_readable() || event.is_read_closed() || event.is_error() {
                     self.inspect(server, |stream| stream.note(event));
@@ -59,21 +67,40 @@ impl Worker {
             self.missed.push(server);
             return;
         }
-        let now = self.now;
         let Some(parked) = self.pools(|broker| broker.pools.take_parked(server)) else { return };
         let mut conn = parked.conn;
         note(&mut conn.stream);
-        match self.look(&mut conn) {
+        self.looked_at(conn, Found::Nothing);
+    }
+
+    /// Reads what a connection without a client has to say after it was found in some state.
+    fn looked_at(&mut self, mut conn: Box<Server>, before: Found) {
+        match self.look(&mut conn, before) {
             Found::Gone => self.drop_server(*conn, "server conn crashed?"),
-            found => {
-                let dirty = matches!(found, Found::Dirty);
-                self.pools_release(|broker| broker.pools.put_back(server, conn, dirty, now));
+            Found::Leaving if self.hold == Hold::Off => self.places.set(conn.me, Place::Leaving(conn)),
+            found => self.put_back(conn, found != Found::Nothing),
+        }
+    }
+
+    fn put_back(&mut self, conn: Box<Server>, dirty: bool) {
+        let (server, now) = (conn.me, self.now);
+        self.pools_release(|broker| broker.pools.put_back(server, conn, dirty, now));
+    }
+
+    /// Closes those whose end has not come.
+    pub(super) fn sweep_leaving(&mut self) {
+        let leaving = self.places.iter().filter_map(|place| match place {
+            Place::Leaving(server) => Some(server.me),
+            _ => None,
+        });
+        for server in leaving.collect::<Vec<_>>() {
+            if let Place::Leaving(conn) = self.places.take(server) {
+                self.put_back(conn, true);
             }
         }
     }
 
-    fn look(&mut self, conn: &mut Server) -> Found {
-        let mut dirty = false;
+    fn look(&mut self, conn: &mut Server, mut found: Found) -> Found {
         while conn.stream.readable() {
             let read = match conn.stream.read(&mut self.scratch.input) {
                 ReadResult::Data(n) => n,
@@ -88,11 +115,23 @@ impl Worker {
                 if let Item::Whole { tag, .. } | Item::Begin { tag, .. } = item {
                     let shown = char::from(tag);
                     tracing::warn!(conn = %conn.prefix(), "got packet '{shown}' from server when not linked");
-                    dirty |= tag != be::NOTIFICATION_RESPONSE;
+                    found = match tag {
+                        be::ERROR_RESPONSE => Found::Leaving,
+                        be::NOTIFICATION_RESPONSE => found,
+                        _ if found == Found::Leaving => found,
+                        _ => Found::Dirty,
+                    };
                 }
             }
         }
-        if dirty || !conn.side.scan.at_boundary() { Found::Dirty } else { Found::Nothing }
+        if found == Found::Nothing && !conn.side.scan.at_boundary() { Found::Dirty } else { found }
+    }
+
+    /// A connection of the reserve is opened for a client.
+    pub(super) fn takes_reserve(&self, client: ClientRef) {
+        if let Some(client) = self.clients.get(client) {
+            tracing::warn!(conn = %client.prefix(), "taking connection from reserve_pool");
+        }
     }
 
     /// The text of a reset or check query.
@@ -151,7 +190,7 @@ impl Worker {
                 let why = Disconnect::fatal(reason.to_owned());
                 self.end(client, End { why, server: ServerFate::Goes });
             }
-            Place::Testing(conn) => self.drop_server(*conn, reason),
+            Place::Testing(conn) | Place::Leaving(conn) => self.drop_server(*conn, reason),
             Place::Opening(opening) => self.opening_evicted(*opening, reason),
         }
     }

@@ -97,7 +97,6 @@ impl Worker {
             rows.push(self.client_row(client, handover));
             let mut row = server_row(server, SocketState::SvActive);
             row.link = Some(client.ptr());
-            row.wait = self.wait_of(client);
             linked.push((rows.len(), server.me));
             rows.push(row);
         }
@@ -105,6 +104,7 @@ impl Worker {
         for place in self.places.iter() {
             match place {
                 Place::Testing(server) => rows.push(server_row(server, SocketState::SvTested)),
+                Place::Leaving(server) => rows.push(server_row(server, SocketState::SvIdle)),
                 Place::Opening(opening) => rows.push(self.opening_row(opening)),
                 Place::Linked(_) | Place::Elsewhere => {}
             }

@@ -35,6 +35,7 @@ impl Worker {
             self.sweep_next = Some(0);
             self.accept_again();
             self.sweep_openings();
+            self.sweep_leaving();
         }
         let Some(from) = self.sweep_next else { return };
         let to = (from + SWEEP_SLICE).min(self.clients.slots());

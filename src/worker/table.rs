@@ -135,6 +135,8 @@ pub(crate) enum Place {
     Linked(ClientRef),
     /// Running its reset or check query.
     Testing(Box<Server>),
+    /// Not linked, it said an error: the pools have it no more, and its end is about to come.
+    Leaving(Box<Server>),
     Opening(Box<Opening>),
 }
 

@@ -533,7 +533,7 @@ def test_cancelling_an_idle_console_resumes_too(pooler, console):
         cancel(pooler, other.key)
         assert client.result().value == "2"
         assert console.query("SHOW STATE").rows[0] == ["active", "yes"] if pooler.binary.version >= (1, 25) else True
-    pooler.wait_log("WARNING admin cancel request for non-waiting client?")
+    pooler.wait_log(re.compile(r"WARNING C-0x[0-9a-f]+: pgbouncer/\w+@\S+ admin cancel request for non-waiting client\?"))
 
 
 def test_odd_messages(pooler):

@@ -51,7 +51,7 @@ def test_reserve_pool(make_pooler, pg):
     holds(lambda: len(pg.backends("p0")) == 2, 0.6, what="no reserve before its time")
     until(lambda: len(pg.backends("p0")) == 3)
     holds(lambda: len(pg.backends("p0")) == 3, 1.5, what="no more than the reserve")
-    pooler.wait_log("taking connection from reserve_pool")
+    pooler.wait_log(re.compile(r"WARNING C-0x[0-9a-f]+: p0/app@127\.0\.0\.1:\d+ taking connection from reserve_pool"))
 
 
 def test_max_db_connections_evicts_the_idle_server_of_another_user(make_pooler, pg):

@@ -92,7 +92,7 @@ def test_invalid_value_fails_at_the_first_query(make_pooler):
         a.send(query("SELECT 1"))
         a.expect_fatal("invalid server parameter")
         assert b.query("SELECT 1").value == "1"
-    pooler.wait_log("varcache_apply failed: ERROR: invalid value for parameter")
+    pooler.wait_log("ERROR varcache_apply failed: ERROR: invalid value for parameter")
 
 
 def test_reset_and_discard_are_reported(make_pooler):

@@ -46,6 +46,33 @@ def test_terminated_idle_server_is_never_seen(make_pooler, pg):
             until(lambda: pid not in pg.backends("p0"))
             until(lambda: pooler.pool()["sv_idle"] == 0)
             assert wire.query("SELECT 1").value == "1"
+    log = pooler.log()
+    assert log.count("got packet 'E' from server when not linked") == log.count("closing because: server conn crashed?") == 5
+    assert "got dirty" not in log, "the end of a connection counts for more than what was said before it"
+
+
+def test_a_server_does_not_wait(make_pooler):
+    pooler = make_pooler()
+    with pooler.login() as wire:
+        wire.send(query("SELECT pg_sleep(20)"))
+        until(lambda: int(pooler.show("SERVERS")[0]["wait_us"] == "0" and pooler.show("CLIENTS")[0]["wait_us"]) > 0)
+        assert (row := pooler.show("SERVERS")[0])["state"] == "active" and (row["wait"], row["wait_us"]) == ("0", "0")
+
+
+def test_a_forced_user_that_goes_stays_but_its_servers_go(make_pooler, pg):
+    pooler = make_pooler(start=False)
+    pooler.databases["forced"] = {**pooler.backend(), "dbname": "p0", "user": "app2", "password": "app2-secret"}
+    pooler.write()
+    pooler.start()
+    with pooler.login("app", "forced") as wire:
+        pid = wire.query("SELECT pg_backend_pid()").value
+        del pooler.databases["forced"]["user"], pooler.databases["forced"]["password"]
+        pooler.write()
+        pooler.reload()
+        pooler.wait_log("WARNING losing forced user not supported, keeping old setting")
+        pooler.wait_log("closing because: database configuration changed")
+        assert wire.query("SELECT current_user").value == "app2"
+        assert wire.query("SELECT pg_backend_pid()").value != pid
 
 
 @pytest.fixture

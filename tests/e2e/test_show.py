@@ -25,7 +25,7 @@ LISTS = ["databases", "users", "peers", "pools", "peer_pools", "free_clients", "
 @pytest.fixture(scope="module", name="shown")
 def _shown(binary, pg):
     """One pooler for all topics, with some traffic behind it."""
-    pooler = Pooler(binary, pg).start()
+    pooler = Pooler(binary, pg, ini={"reserve_pool_size": 3}).start()
     client = pooler.login("app", application_name="shapes")
     client.query("SELECT 1")
     yield pooler
@@ -76,7 +76,9 @@ def test_pools_and_databases_list_the_console_too(shown, pg):
     databases = {d["name"]: d for d in shown.show("DATABASES")}
     assert databases["p0"]["host"] == "127.0.0.1" and databases["p0"]["port"] == str(pg.port)
     assert databases["p0"]["database"] == "p0" and databases["p0"]["paused"] == "0" and databases["p0"]["disabled"] == "0"
-    assert databases["pgbouncer"]["port"] == str(shown.port) and databases["pgbouncer"]["pool_mode"] == "statement"
+    console = databases["pgbouncer"]
+    assert (console["port"], console["pool_mode"]) == (str(shown.port), "statement")
+    assert (console["min_pool_size"], console["reserve_pool_size"]) == ("0", "0"), "whatever the settings say"
 
 
 def test_clients_lists_who_asks_and_who_idles(shown):

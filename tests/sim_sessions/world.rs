@@ -747,7 +747,7 @@ impl World {
                     self.settle_released(server, released, home);
                 }
                 Action::CloseClients { .. } | Action::CancelFinished(..) => panic!("nobody asked for that"),
-                Action::Drained | Action::Log(..) => {}
+                Action::Drained | Action::TakesReserve(_) | Action::Log(..) => {}
             }
         }
         for row in self.pools.pool_rows().into_iter().filter(|row| launched.contains(&row.pool)) {
