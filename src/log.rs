@@ -5,8 +5,9 @@
 //! write(2) to stderr and one to the logfile, nothing is held back; a line that cannot be written is lost, because a
 //! full disk must not stop the traffic.
 //!
-//! No text from a peer can forge a line: newlines are followed by a tab, every other control character is shown as
-//! `\xNN`, and [`Bytes`] shows invalid UTF-8 the same way. The logger's state is the one static the program has.
+//! No text from a peer can forge a line: control characters are shown as `\xNN`, and [`Bytes`] shows invalid UTF-8 the same
+//! way. Newlines are followed by a tab, but in lines about clients, whose words are in many of them, they are shown like the
+//! others. The logger's state is the one static the program has.
 //!
 //! Of the fields of an event, `conn` ([`Conn`]) is whose connection it is about: a prefix in text. `cause` is what is known
 //! beyond PgBouncer's words, and stands in JSON alone. With `log_format=json` each event is one JSON object; with

@@ -500,7 +500,7 @@ impl World {
                     let at = self.cancels.iter().position(|&other| other == request);
                     self.cancels.swap_remove(at.expect("a request ends once"));
                 }
-                Action::Drained | Action::Log(..) => {}
+                Action::Drained | Action::TakesReserve(_) | Action::Log(..) => {}
             }
         }
         for pool in launched {

@@ -20,6 +20,9 @@ use crate::sys;
 /// Longest message in bytes; PgBouncer formats into a buffer of 2048.
 pub(super) const MAX_MESSAGE_BYTES: usize = 2047;
 
+/// How the prefix of a line about a client begins.
+const CLIENT_PREFIX: &str = "C-";
+
 static JSON: AtomicBool = AtomicBool::new(false);
 /// Lines of one kind in a second; 0 is no limit.
 static LIMIT: AtomicU32 = AtomicU32::new(0);
@@ -117,6 +120,11 @@ impl Scratch {
         let (message, conn, extra) = (Cut(&mut self.message), &mut self.conn, &mut self.extra);
         event.record(&mut Fields { message, conn, extra, json });
         if !json && !self.conn.is_empty() {
+            on_one_line(&mut self.conn);
+            if self.conn.starts_with(CLIENT_PREFIX) {
+                self.message.truncate(self.message.trim_end().len());
+                on_one_line(&mut self.message);
+            }
             // the prefix first; what does not fit then is cut at the end
             std::mem::swap(&mut self.conn, &mut self.message);
             // an error only says that the message is full
@@ -229,6 +237,21 @@ impl fmt::Write for Cut<'_> {
     }
 }
 
+/// Shows newlines as other control characters: names have none, and what is said to or of a client may be made of its words.
+fn on_one_line(text: &mut String) {
+    if text.contains('\n') {
+        *text = text.replace('\n', "\\x0a");
+    }
+}
+
+/// Does this character change how the text around it is shown?
+fn steers(c: char) -> bool {
+    let line_ends = matches!(c, '\u{2028}' | '\u{2029}');
+    let directions =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    line_ends || directions || c.is_control()
+}
+
 /// Appends `text` so that it stays one line and cannot steer a terminal.
 fn push_safe(text: &str, line: &mut Vec<u8>) {
     if text.bytes().all(|b| (b' '..0x7f).contains(&b)) {
@@ -241,7 +264,7 @@ fn push_safe(text: &str, line: &mut Vec<u8>) {
         let bytes = c.encode_utf8(&mut utf8).as_bytes();
         if c == '\n' {
             line.extend_from_slice(b"\n\t");
-        } else if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+        } else if steers(c) {
             for byte in bytes {
                 // writing to a Vec cannot fail
                 let _ = write!(line, "\\x{byte:02x}");
@@ -274,6 +297,7 @@ mod tests {
             ("caf\u{e9}", "caf\u{e9}"),
             ("c1 \u{9b}31m", "c1 \\xc2\\x9b31m"),
             ("sep\u{2028}x", "sep\\xe2\\x80\\xa8x"),
+            ("turned \u{202e}x", "turned \\xe2\\x80\\xaex"),
         ];
         for (text, want) in table {
             assert_eq!(safe(text), want);

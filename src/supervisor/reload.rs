@@ -10,13 +10,13 @@ use crate::auth::scram::{SALT_BYTES, Verifier, derive};
 use crate::auth::secret::Secret;
 use crate::clock::Clock;
 use crate::config::hba::{self, Rules};
-use crate::config::{self, AuthType, Config, Level, LogLine, Settings, ident, userlist};
+use crate::config::{self, AuthType, Config, Level, LogLine, Settings, effective, ident, userlist};
 use crate::log;
 use crate::net::tls::Contexts;
 use crate::shared::{Live, Message, Shared, UserSecret};
 use crate::supervisor::Supervisor;
 use crate::sys::pam::Pam;
-use crate::sys::service;
+use crate::sys::{limits, service};
 use crate::worker::authenticate::scram_iterations;
 use crate::worker::log_line;
 use crate::worker::open::tcp_options;
@@ -58,6 +58,15 @@ pub fn load(path: &Path, running: Option<&Config>, before_lines: impl FnOnce(&Se
 /// What the machine lacks to serve the configuration.
 pub fn missing_library(config: &Config) -> Option<String> {
     if config.settings.auth_type == AuthType::Pam { Pam::load().err() } else { None }
+}
+
+/// Says so if there may be more connections than this process may have descriptors.
+fn warn_of_descriptors(config: &Config, users: &Users) {
+    let (clients, expected) =
+        (config.settings.max_client_conn, effective::expected_fds(config, users.keys().map(String::as_str), []));
+    if let Some(text) = limits::raise_fd_limit().too_low(clients, expected) {
+        tracing::warn!("{text}");
+    }
 }
 
 /// Reads the users that the configuration names. Those who have disappeared stay known, without a password; what was
@@ -193,6 +202,7 @@ impl Supervisor {
         if tls.is_none() {
             tracing::error!("TLS configuration could not be reloaded, keeping old configuration");
         }
+        warn_of_descriptors(&config, &read.users);
         let done = tls.is_some();
         self.put_in_force(config, Some(read), tls);
         self.reopen_logs();

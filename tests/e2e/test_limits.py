@@ -212,6 +212,10 @@ def test_accepting_rests_when_descriptors_run_out(make_pooler, measured):
     pooler.binary = copy.copy(pooler.binary)
     pooler.binary.path = poor
     pooler.start()
+    too_few = re.compile(r"WARNING max_client_conn=1000 and the servers of all pools may need \d+ file descriptors, of which there are 120")
+    pooler.wait_log(too_few)
+    pooler.reload()
+    pooler.wait_log(too_few, 2)
     with pooler.login() as client, pooler.console() as console:
         client.query("SELECT 1")
         crowd = [pooler.wire() for _ in range(130)]

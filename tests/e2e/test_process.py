@@ -165,6 +165,17 @@ def test_control_bytes_do_not_forge_log_lines(pooler):
     assert not re.search("^2024-01-01", pooler.log(), re.M)
 
 
+@pytest.mark.ours
+def test_words_of_clients_stay_in_their_line(pooler):
+    for user, database in (("evil\n\u202elive", "p0"), ("app", "evil\n\u202elive")):
+        with pytest.raises(ServerError):
+            pooler.login(user, database)
+    escaped = "evil\\x0a\\xe2\\x80\\xaelive"
+    for line in (f": (nodb)/{escaped}@", f"no such user: {escaped}\n", f"login failed: db={escaped} user=app\n"):
+        pooler.wait_log(line)
+    assert not re.search("^\\s", pooler.log(), re.M)
+
+
 class TestPidfile:
     @pytest.fixture
     def with_pidfile(self, make_pooler):
