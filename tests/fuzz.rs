@@ -1,6 +1,6 @@
-//! The fuzz targets without a fuzzer: the corpus is replayed, and changed at random for a moment.
+//! The fuzz targets without a fuzzer: the corpus is replayed, and changed at random for some seconds.
 //!
-//! `FUZZ_SECONDS` is how long each target is tried with changed inputs (a moment unless it is set),
+//! `FUZZ_SECONDS` is how long each target is tried with changed inputs (two unless it is set),
 //! `FUZZ_SEED` repeats a run, `FUZZ_TARGET` chooses one. An input that fails is printed, and kept in `fuzz/artifacts`.
 
 #![expect(clippy::disallowed_methods, reason = "how long a test takes is no time of the core")]
@@ -12,6 +12,7 @@ mod targets;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use targets::{TARGETS, Target};
@@ -102,17 +103,30 @@ fn from_env(name: &str) -> Option<u64> {
 fn changed_inputs_keep_the_promises() {
     let fresh = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |age| age.subsec_nanos());
     let seed = from_env("FUZZ_SEED").unwrap_or_else(|| u64::from(fresh));
-    let each = from_env("FUZZ_SECONDS").map_or(Duration::from_millis(150), Duration::from_secs);
+    let each = Duration::from_secs(from_env("FUZZ_SECONDS").unwrap_or(2));
     eprintln!("FUZZ_SEED={seed}");
     let only = std::env::var("FUZZ_TARGET").ok();
-    for target in TARGETS.into_iter().filter(|target| only.as_deref().is_none_or(|name| name == target.name)) {
-        let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        let inputs = corpus(target);
-        let (start, mut runs) = (Instant::now(), 0_u32);
-        while start.elapsed() < each || runs < 100 {
-            run(target, &changed(&inputs, &mut dice), &format!("FUZZ_SEED={seed}, run {runs}"));
-            runs += 1;
+    let wanted = |target: &Target| only.as_deref().is_none_or(|name| name == target.name);
+    let targets = Mutex::new(TARGETS.into_iter().filter(wanted).collect::<Vec<_>>());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                let next = || targets.lock().expect("nobody panics with it").pop();
+                while let Some(target) = next() {
+                    change(target, seed, each);
+                }
+            });
         }
-        eprintln!("{}: {runs} inputs", target.name);
+    });
+}
+
+fn change(target: Target, seed: u64, each: Duration) {
+    let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let inputs = corpus(target);
+    let (start, mut runs) = (Instant::now(), 0_u32);
+    while start.elapsed() < each || runs < 100 {
+        run(target, &changed(&inputs, &mut dice), &format!("FUZZ_SEED={seed}, run {runs}"));
+        runs += 1;
     }
+    eprintln!("{}: {runs} inputs", target.name);
 }
