@@ -4,6 +4,9 @@
 //!
 //! `SIM_SEED` repeats a run, `SIM_STEPS` sets its length, `SIM_CHECK_EVERY` verifies the counts only every so many steps.
 
+#[path = "support/seed.rs"]
+mod seed;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use pgusher::pool::{
     ShutdownMode, WaitFor, Want,
 };
 use pgusher::time::Micros;
+use seed::Seed;
 
 const WORKERS: u32 = 3;
 const CLIENTS: u32 = 24;
@@ -712,17 +716,6 @@ fn run(seed: u64, steps: u64, check_every: u64) -> usize {
     world.grants
 }
 
-/// Says which seed it was when the run panics.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("SIM_SEED={} repeats this run", self.0);
-        }
-    }
-}
-
 #[test]
 fn pools_stand_a_random_life() {
     let steps = from_env("SIM_STEPS").unwrap_or(20_000);
@@ -737,7 +730,7 @@ fn pools_stand_a_random_life() {
     let mut grants = 0;
     for seed in seeds {
         eprintln!("SIM_SEED={seed} SIM_STEPS={steps}");
-        let _named = Seed(seed);
+        let _kept = Seed::new("sim", seed, steps);
         grants += run(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15), steps, every);
     }
     assert!(grants > 100, "the world stood still: {grants} grants");

@@ -1,7 +1,8 @@
 //! Random life on pools and relay together: clients with scripts, servers that answer them, bytes cut anywhere, deaths at any
 //! byte. Every client must see what a PostgreSQL of its own would have said; the pools are verified as they go.
 //!
-//! `SIM_SEED` repeats one run, `SIM_SEEDS` sets how many runs with fresh seeds are made, `SIM_STEPS` how long each is:
+//! A seed that fails is kept in `target/failed-seeds`. `SIM_SEED` repeats one run, `SIM_SEEDS` sets how many runs with fresh
+//! seeds are made, `SIM_STEPS` how long each is:
 //!
 //! `SIM_SEEDS=1000 SIM_STEPS=1000000 cargo test --release --test sim_sessions -- --nocapture` goes on for hours.
 
@@ -11,11 +12,14 @@
 mod postgres;
 #[path = "sim_sessions/script.rs"]
 mod script;
+#[path = "support/seed.rs"]
+mod seed;
 #[path = "sim_sessions/world.rs"]
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use seed::Seed;
 use world::{Plant, World};
 
 /// Seeds that have failed once.
@@ -25,19 +29,8 @@ fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Says which seed it was when the run panics.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("SIM_SEED={} repeats this run", self.0);
-        }
-    }
-}
-
 fn run(seed: u64, steps: u64) -> World {
-    let _named = Seed(seed);
+    let _kept = Seed::new("sim_sessions", seed, steps);
     let mut world = World::new(seed, None);
     for step in 0..steps {
         world.step();
