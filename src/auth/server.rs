@@ -1,11 +1,12 @@
 //! The login exchange with a server: answers to its AuthenticationRequest messages.
 //!
 //! ```text
-//! Begin --clear text, MD5--> Begin          (AuthenticationOk from here: Done)
+//! Begin --AuthenticationOk--> Done
+//! Begin --clear text, MD5--> Answered --AuthenticationOk--> Done      (clear text again: Answered)
 //! Begin --SASL--> Sasl --SASLContinue--> [Derive -->] Proving --SASLFinal--> Verified --AuthenticationOk--> Done
 //! ```
 //! After a refusal nothing is answered any more. A server that says AuthenticationOk in the middle of SCRAM has not
-//! shown that it knows the secret, and is refused.
+//! shown that it knows the secret, and is refused. So is one that asks without end.
 
 use std::borrow::Cow;
 
@@ -57,8 +58,16 @@ impl Failure {
 
 const WRONG_TYPE: &str = "server login failed: wrong password type";
 
+/// How often the password is given in clear text. PostgreSQL asks again for each module of a PAM stack that wants to know.
+const MAX_CLEAR_TEXT: u8 = 8;
+
+/// A salt is told once.
+const MAX_MD5: u8 = 1;
+
 enum State {
     Begin,
+    /// The password was given so often.
+    Answered(u8),
     Sasl(Exchange),
     Deriving(Exchange),
     Proving(Exchange),
@@ -87,10 +96,7 @@ impl ServerAuth {
         };
         match (u32::from_be_bytes(*code), data) {
             (0, _) => self.accepted(),
-            (3 | 5, _) if !matches!(self.state, State::Begin) => {
-                Failure::step("protocol error: password requested in the middle of SCRAM", None)
-            }
-            (3, _) => answer(out, self.credentials.secret.text().as_bytes()),
+            (3, _) => self.clear_text(out),
             (5, data) => self.md5(data, out),
             (10, mechanisms) => self.sasl(mechanisms, out),
             (11, data) => self.sasl_continue(data, out),
@@ -109,7 +115,7 @@ impl ServerAuth {
 
     fn accepted(&self) -> Step {
         match self.state {
-            State::Begin | State::Verified => Step::Done,
+            State::Begin | State::Answered(_) | State::Verified => Step::Done,
             State::Sasl(_) | State::Deriving(_) | State::Proving(_) | State::Refused => Failure::step(
                 "protocol error: AuthenticationOk before AuthenticationSASLFinal",
                 Some("server login failed: failed to verify server signature"),
@@ -117,7 +123,31 @@ impl ServerAuth {
         }
     }
 
-    fn md5(&self, data: &[u8], out: &mut Vec<u8>) -> Step {
+    /// Counts an answer, and says why there is none if there were `most`.
+    fn count_answer(&mut self, most: u8) -> Result<(), &'static str> {
+        let before = match self.state {
+            State::Begin => 0,
+            State::Answered(times) => times,
+            _ => return Err("protocol error: password requested in the middle of SCRAM"),
+        };
+        if before >= most {
+            return Err("protocol error: password requested too often");
+        }
+        self.state = State::Answered(before + 1);
+        Ok(())
+    }
+
+    fn clear_text(&mut self, out: &mut Vec<u8>) -> Step {
+        match self.count_answer(MAX_CLEAR_TEXT) {
+            Ok(()) => answer(out, self.credentials.secret.text().as_bytes()),
+            Err(why) => Failure::step(why, None),
+        }
+    }
+
+    fn md5(&mut self, data: &[u8], out: &mut Vec<u8>) -> Step {
+        if let Err(why) = self.count_answer(MAX_MD5) {
+            return Failure::step(why, None);
+        }
         let Ok(salt) = data.try_into() else { return Failure::step("malformed authentication request", None) };
         match md5::answer(&self.credentials.secret, &self.credentials.user, salt) {
             Some(text) => answer(out, text.as_bytes()),
@@ -126,8 +156,10 @@ impl ServerAuth {
     }
 
     fn sasl(&mut self, mechanisms: &[u8], out: &mut Vec<u8>) -> Step {
-        if !matches!(self.state, State::Begin) {
-            return Failure::step("protocol error: duplicate AuthenticationSASL request", None);
+        match self.state {
+            State::Begin => {}
+            State::Answered(_) => return Failure::step("protocol error: SCRAM requested after a password", None),
+            _ => return Failure::step("protocol error: duplicate AuthenticationSASL request", None),
         }
         let offers = |mechanism: &str| {
             let mut names = mechanisms.split(|&b| b == 0).take_while(|name| !name.is_empty());
@@ -266,6 +298,43 @@ mod tests {
         assert!(answer(SCRAM, b"\0\0\0\x03").unwrap().ends_with(b"l2dU=\0"));
         let long = "x".repeat(65_530);
         assert_eq!(answer(&long, b"\0\0\0\x03").unwrap().len(), 65_536);
+    }
+
+    /// What the last of several requests comes to.
+    fn last_of(requests: &[&[u8]]) -> Result<Vec<u8>, Failure> {
+        let (mut auth, mut out) = (machine("secret"), Vec::new());
+        let (last, before) = requests.split_last().expect("some");
+        for request in before {
+            assert!(matches!(auth.receive(request, &mut out), Step::Wait), "{request:?}");
+        }
+        out.clear();
+        match auth.receive(last, &mut out) {
+            Step::Wait | Step::Done => Ok(out),
+            Step::Derive(_) => panic!("nothing to derive yet"),
+            Step::Fail(failure) => Err(failure),
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_given_without_end() {
+        const CLEAR: &[u8] = b"\0\0\0\x03";
+        const MD5: &[u8] = b"\0\0\0\x05abcd";
+        const OK: &[u8] = &[0; 4];
+        let scram = sasl(b"SCRAM-SHA-256\0\0");
+        for requests in [&[OK][..], &[CLEAR, OK], &[MD5, OK], &[CLEAR, CLEAR, OK]] {
+            assert_eq!(last_of(requests).unwrap(), b"", "{requests:?}");
+        }
+        assert_eq!(last_of(&[CLEAR; 8]).unwrap(), b"p\0\0\0\x0bsecret\0");
+        for requests in [&[CLEAR; 9][..], &[MD5, MD5], &[CLEAR, MD5]] {
+            let failure = last_of(requests).unwrap_err();
+            assert_eq!(failure.log, "protocol error: password requested too often", "{requests:?}");
+        }
+        let failure = last_of(&[&scram, &scram]).unwrap_err();
+        assert_eq!(failure.log, "protocol error: duplicate AuthenticationSASL request");
+        for first in [CLEAR, MD5] {
+            let failure = last_of(&[first, &scram]).unwrap_err();
+            assert_eq!(failure.log, "protocol error: SCRAM requested after a password");
+        }
     }
 
     #[test]

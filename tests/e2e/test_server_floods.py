@@ -1,23 +1,27 @@
 """Servers that never end what they say: the pooler closes the connection before it has kept much."""
 
 import struct
+import time
 
 import pytest
 
-from support.wire import SYNC, bind, execute, parse, query
+from support.wire import SYNC, bind, cstr, execute, message, parse, query
 from test_protocol_2_framing import GROWTH, WELCOME, peak, read_message
-from test_servers import scripted
+from test_servers import AUTH_OK, READY, scripted
 
 pytestmark = pytest.mark.ours
 
 ENDLESS = struct.pack("!I", 0x7FFFFF00)
+CLEAR_TEXT = message("R", struct.pack("!I", 3))
+MD5 = message("R", struct.pack("!I", 5) + b"salt")
 # What a server says at most: enough to be seen in the pooler's memory, and a test that fails ends all the same.
 MOST = 200 << 20
 
 
-def flood(sock, piece):
+def flood(sock, piece, pause=0.0):
     for _ in range(MOST // len(piece)):
         sock.sendall(piece)
+        time.sleep(pause)
 
 
 @pytest.fixture
@@ -82,3 +86,50 @@ def test_errors_that_quote_what_the_client_sent_pass_at_any_size(make_pooler, si
             error = wire.result().error
             assert error["C"] == "22P02" and f'"{literal}"' in error["M"]
         assert wire.query("SELECT 2").value == "2"
+
+
+def test_parameters_at_the_login_have_an_end(before):
+    def serve(sock):
+        sock.sendall(AUTH_OK)
+        # in pieces that are taken one after the other
+        flood(sock, b"".join(message("S", cstr(f"p{n}") + cstr("v" * 8000)) for n in range(8)), pause=0.001)
+
+    pooler = before(serve)
+    first = peak(pooler)
+    with pooler.wire() as wire:
+        wire.startup("app", "p0")
+        pooler.wait_log("closing because: server conn crashed?")
+        assert peak(pooler) - first < GROWTH
+
+
+@pytest.mark.parametrize("request_", [CLEAR_TEXT, MD5], ids=["clear text", "md5"])
+def test_requests_for_the_password_have_an_end(before, request_):
+    """The server does not read what it asks for."""
+    def serve(sock):
+        flood(sock, request_ * 500, pause=0.001)
+
+    pooler = before(serve)
+    first = peak(pooler)
+    with pooler.wire() as wire:
+        wire.startup("app", "p0")
+        pooler.wait_log("protocol error: password requested too often")
+        pooler.wait_log("closing because: failed to answer authreq")
+        assert peak(pooler) - first < GROWTH
+
+
+def test_a_password_is_given_again_in_clear_text(before):
+    """PostgreSQL asks once for each module of a PAM stack that wants to know."""
+    said = []
+
+    def serve(sock):
+        for _ in range(3):
+            sock.sendall(CLEAR_TEXT)
+            said.append(read_message(sock))
+        sock.sendall(WELCOME)
+        while read_message(sock)[0] == "Q":
+            sock.sendall(message("C", cstr("SELECT 0")) + READY)
+
+    pooler = before(serve)
+    with pooler.login() as wire:
+        assert wire.query("SELECT 1").error is None
+    assert said == [("p", said[0][1])] * 3

@@ -13,14 +13,14 @@ use crate::pool::FailureKind;
 use crate::shared::Job;
 use crate::wire::encode;
 use crate::wire::fields::{ErrorFields, lossy, split_cstr};
-use crate::wire::scan::{Item, Scanner};
+use crate::wire::scan::{HEADER_LEN, Item, Scanner};
 use crate::wire::tag::backend as be;
 use crate::worker::Worker;
 use crate::worker::steps::Whose;
 use crate::worker::table::Place;
 use crate::worker::tls;
 
-use super::{Failed, Opening, Progress, Stage, crashed, write};
+use super::{Failed, MAX_RECEIVED, Opening, Progress, Stage, crashed, write};
 
 /// SQLSTATE cannot_connect_now: the server will soon be ready.
 const CANNOT_CONNECT_NOW: &[u8] = b"57P03";
@@ -143,7 +143,7 @@ impl Worker {
         if matches!(opening.stage, Stage::Carrying) {
             opening.received.clear();
         }
-        let received = std::mem::take(&mut opening.received);
+        let mut received = std::mem::take(&mut opening.received);
         let mut pos = 0;
         let mut done = Progress::Wait;
         while matches!(opening.stage, Stage::Login | Stage::ConnectQuery) {
@@ -159,7 +159,9 @@ impl Worker {
                 break;
             }
         }
-        opening.received = received[pos..].to_vec();
+        // in place: a long message that comes in small pieces is not copied for each of them
+        received.drain(..pos);
+        opening.received = received;
         Ok(done)
     }
 
@@ -181,7 +183,7 @@ impl Worker {
                 return Err(Failed::connect("login failed"));
             }
             be::ERROR_RESPONSE => return Err(refused(body)),
-            be::PARAMETER_STATUS => self.server_parameter(opening, body),
+            be::PARAMETER_STATUS => self.server_parameter(opening, body)?,
             be::BACKEND_KEY_DATA if !querying => {
                 if let Ok(key) = body.try_into() {
                     opening.cancel_key = key;
@@ -205,15 +207,18 @@ impl Worker {
         Ok(Progress::Wait)
     }
 
-    fn server_parameter(&mut self, opening: &mut Opening, body: &[u8]) {
-        let Some((name, rest)) = split_cstr(body) else { return };
-        let Some((value, _)) = split_cstr(rest) else { return };
+    fn server_parameter(&mut self, opening: &mut Opening, body: &[u8]) -> Result<(), Failed> {
+        let Some((name, rest)) = split_cstr(body) else { return Ok(()) };
+        let Some((value, _)) = split_cstr(rest) else { return Ok(()) };
         let index = std::str::from_utf8(name).ok().and_then(|name| self.shared.names.index_of(name));
         match (index, std::str::from_utf8(value)) {
             (Some(index), Ok(value)) => opening.vars = opening.vars.with(index, value),
             (Some(_), Err(_)) => {}
+            // all of them are kept for the clients' logins
+            (None, _) if opening.untracked.len() + HEADER_LEN + body.len() > MAX_RECEIVED => return Err(crashed()),
             (None, _) => encode::parameter_status(&mut opening.untracked, name, value),
         }
+        Ok(())
     }
 
     fn server_auth_step(&mut self, opening: &mut Opening, step: Step, out: &[u8]) -> Result<Progress, Failed> {
