@@ -272,6 +272,13 @@ impl Client {
         matches!(self.phase, Phase::Login(_) | Phase::Lookup(_) | Phase::WaitingLogin(_))
     }
 
+    /// Has not shown yet that it knows anything. One whose secret is being fetched may have made up its name, and how long that
+    /// takes is up to a server.
+    #[must_use]
+    pub const fn is_stranger(&self) -> bool {
+        matches!(self.phase, Phase::Login(_) | Phase::Lookup(_))
+    }
+
     /// True from AuthenticationOk on.
     #[must_use]
     pub const fn logged_in(&self) -> bool {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
 use crate::worker::Worker;
-use crate::worker::client::{Client, End, Phase};
+use crate::worker::client::{Client, End};
 
 /// Strangers may have one in so many of the connections; beyond that the one who came first yields to a new one.
 const SHARE: usize = 4;
@@ -32,8 +32,8 @@ impl Worker {
         if !self.is_full() || self.shared.login_clients() <= share {
             return;
         }
-        let is_stranger = |client: &&Client| client.me != newcomer && matches!(client.phase, Phase::Login(_));
-        let oldest = self.clients.iter().filter(is_stranger).min_by_key(|stranger| stranger.id);
+        let may_yield = |client: &&Client| client.me != newcomer && client.is_stranger();
+        let oldest = self.clients.iter().filter(may_yield).min_by_key(|stranger| stranger.id);
         if let Some(oldest) = oldest.map(|oldest| oldest.me) {
             self.end(oldest, full());
         }

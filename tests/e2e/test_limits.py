@@ -7,6 +7,7 @@ import time
 import pytest
 
 from support.footprint import Footprint
+from support.gate import Gate
 from support.load import Background, Sampler, transactions
 from support.system import holds, until
 from support.wire import ServerError, query
@@ -138,6 +139,43 @@ def test_strangers_keep_a_share_of_max_client_conn(make_pooler, measured, worker
     for stranger in strangers:
         stranger.send(b"\0")
     strangers[0].expect_fatal("no more connections allowed (max_client_conn)")
+    let_users_in(pooler, console, measured)
+    for stranger in strangers:
+        stranger.close()
+    nobody_left(console)
+    console.close()
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("lookups", ["wait", "run"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_strangers_who_are_looked_up_keep_no_more(make_pooler, pg, measured, workers, lookups):
+    pg.no_clients()
+    with Gate(pg.port) as gate:
+        gate.shut = lookups == "wait"
+        pooler = make_pooler(start=False, ini={"max_client_conn": 20, "client_login_timeout": 60, "worker_threads": workers, "auth_user": "admin",
+                                               "auth_query": "SELECT $1::text, pg_sleep(60)::text"})
+        pooler.databases["p1"] = pooler.backend("p1", port=gate.port)
+        pooler.write()
+        pooler.start()
+        with pooler.console() as console:
+            strangers = [pooler.wire() for _ in range(19)]
+            for number, stranger in enumerate(strangers):
+                stranger.startup(f"unknown{number}", "p1")
+            column = "cl_waiting" if lookups == "wait" else "sv_active"
+            until(lambda: shown(console, "POOLS", "p1", column) == 19, what="they are being looked up")
+            let_users_in(pooler, console, measured)
+            strangers[0].expect_fatal("no more connections allowed (max_client_conn)")
+            assert "closing because: no more connections allowed (max_client_conn)" in pooler.log()
+            for stranger in strangers:
+                stranger.close()
+            nobody_left(console)
+            until(lambda: shown(console, "POOLS", "p1", "cl_waiting") == shown(console, "POOLS", "p1", "sv_active") == 0, what="no lookup left")
+    pg.no_clients()
+
+
+def let_users_in(pooler, console, measured):
+    """As many users log in as there is room for, which is nearly all but the strangers' share; then they leave."""
     users = []
     with pytest.raises(ServerError, match=re.escape("no more connections allowed (max_client_conn)")):
         while len(users) < 30:
@@ -146,8 +184,18 @@ def test_strangers_keep_a_share_of_max_client_conn(make_pooler, measured, worker
     measured.least("users of 19 let in", len(users), 14)
     measured.most("connections at most", int(listed(console, "used_clients")), 20)
     assert int(listed(console, "login_clients")) <= 20 // 4
-    for wire in [*strangers, *users, console]:
-        wire.close()
+    for user in users:
+        user.close()
+
+
+def shown(console, topic, database, column):
+    """A figure summed over the pools of a database, by a console that is there: one that came would make a stranger yield."""
+    return sum(int(row[column]) for row in console.query(f"SHOW {topic}").dicts if row["database"] == database)
+
+
+def nobody_left(console):
+    """Only the console is counted."""
+    until(lambda: listed(console, "login_clients") == "0" and listed(console, "used_clients") == "1", what="all are counted out")
 
 
 def listed(console, item):
