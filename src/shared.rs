@@ -385,6 +385,8 @@ pub struct Post {
     pub clients: AtomicUsize,
     /// Those of them that are logging in.
     pub logins: AtomicUsize,
+    /// Those of them that are cancel requests for a peer: nobody here can tell whether their keys are made up.
+    pub to_peers: AtomicUsize,
     pub load: Load,
 }
 
@@ -417,8 +419,13 @@ impl Post {
             registry,
             clients: AtomicUsize::new(0),
             logins: AtomicUsize::new(0),
+            to_peers: AtomicUsize::new(0),
             load: Load::default(),
         }
+    }
+
+    fn strangers(&self) -> usize {
+        self.logins.load(Ordering::Relaxed) + self.to_peers.load(Ordering::Relaxed)
     }
 
     /// Leaves a message; wakes the worker if it has not been woken for an earlier one.
@@ -519,16 +526,22 @@ impl Shared {
         self.posts.iter().map(|post| post.logins.load(Ordering::Relaxed)).sum()
     }
 
+    /// Clients that have not shown yet that they know anything, at all workers.
+    #[must_use]
+    pub fn strangers(&self) -> usize {
+        self.posts.iter().map(Post::strangers).sum()
+    }
+
     /// The worker with the fewest clients.
     #[must_use]
     pub fn least_loaded(&self) -> WorkerId {
         self.least(|post| post.clients.load(Ordering::Relaxed))
     }
 
-    /// The worker where most clients are logging in.
+    /// The worker with most strangers.
     #[must_use]
-    pub fn most_logins(&self) -> WorkerId {
-        self.least(|post| usize::MAX - post.logins.load(Ordering::Relaxed))
+    pub fn most_strangers(&self) -> WorkerId {
+        self.least(|post| usize::MAX - post.strangers())
     }
 
     fn least(&self, key: impl Fn(&Post) -> usize) -> WorkerId {

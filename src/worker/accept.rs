@@ -143,7 +143,7 @@ impl Worker {
     fn distribute(&mut self, accepted: Accepted) {
         self.shared.clients.fetch_add(1, Ordering::Relaxed);
         // where somebody can yield to him
-        let worker = if self.is_full() { self.shared.most_logins() } else { self.shared.least_loaded() };
+        let worker = if self.is_full() { self.shared.most_strangers() } else { self.shared.least_loaded() };
         let post = self.shared.post(worker);
         post.clients.fetch_add(1, Ordering::Relaxed);
         post.logins.fetch_add(1, Ordering::Relaxed);

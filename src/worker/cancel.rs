@@ -24,7 +24,7 @@ impl Worker {
             Route::Local(CancelKey(key)) => {
                 let target = self.shared.cancel_keys.lock().get(&key).copied();
                 let Some(target) = target else { return Err(failed().into()) };
-                self.now_canceling(client, None);
+                self.now_canceling(client, Canceling::default());
                 self.local_or_remote(target.worker, Message::CancelTarget { target, request: client.me });
             }
             Route::Peer { id, key } => self.forward_to_peer(client, id, key)?,
@@ -42,10 +42,14 @@ impl Worker {
         u16::from_le_bytes([low, high])
     }
 
-    fn now_canceling(&self, client: &mut Client, pool: Option<Arc<PoolShared>>) {
+    fn now_canceling(&self, client: &mut Client, request: Canceling) {
+        let post = self.shared.post(self.id);
+        if request.to_peer {
+            post.to_peers.fetch_add(1, Ordering::Relaxed);
+        }
+        post.logins.fetch_sub(1, Ordering::Relaxed);
         let left = client.stream.closing().then_some(self.now);
-        client.phase = Phase::Cancel(Box::new(Canceling { pool, sent: false, left }));
-        self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
+        client.phase = Phase::Cancel(Box::new(Canceling { left, ..request }));
     }
 
     fn forward_to_peer(&mut self, client: &mut Client, peer: u16, key: CancelKey) -> Result<(), End> {
@@ -57,7 +61,7 @@ impl Worker {
         let Some(pool) = queued else {
             return Err(Disconnect::silent("could not find peer to forward request to").into());
         };
-        self.now_canceling(client, pool);
+        self.now_canceling(client, Canceling { pool, to_peer: true, ..Canceling::default() });
         Ok(())
     }
 

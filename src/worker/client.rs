@@ -95,10 +95,12 @@ pub struct EncryptionRequests {
 }
 
 /// A cancel request on its way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Canceling {
     /// The pool that forwards it, once it is known.
     pub pool: Option<Arc<PoolShared>>,
+    /// It goes to a peer, which alone knows whether its key is anybody's.
+    pub to_peer: bool,
     /// It is on the wire; before that it waits for a connection.
     pub sent: bool,
     /// When its client closed the connection, if it has.
@@ -276,7 +278,13 @@ impl Client {
     /// takes is up to a server.
     #[must_use]
     pub const fn is_stranger(&self) -> bool {
-        matches!(self.phase, Phase::Login(_) | Phase::Lookup(_))
+        matches!(self.phase, Phase::Login(_) | Phase::Lookup(_)) || self.goes_to_peer()
+    }
+
+    /// A cancel request for a peer.
+    #[must_use]
+    pub const fn goes_to_peer(&self) -> bool {
+        matches!(&self.phase, Phase::Cancel(canceling) if canceling.to_peer)
     }
 
     /// True from AuthenticationOk on.

@@ -500,6 +500,9 @@ impl Worker {
         if held.login {
             self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         }
+        if held.goes_to_peer {
+            self.shared.post(self.id).to_peers.fetch_sub(1, Ordering::Relaxed);
+        }
         if let Some(server) = held.server {
             self.places.clear(server);
         }

@@ -564,6 +564,9 @@ impl Worker {
         if client.logging_in() {
             self.shared.post(self.id).logins.fetch_sub(1, Relaxed);
         }
+        if client.goes_to_peer() {
+            self.shared.post(self.id).to_peers.fetch_sub(1, Relaxed);
+        }
         if matches!(client.phase, Phase::Console(_)) {
             self.shared.console_clients.fetch_sub(1, Relaxed);
             self.shared.ask(Ask::ConsoleLeft);

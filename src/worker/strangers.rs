@@ -1,4 +1,6 @@
 //! Room when `max_client_conn` is reached: who has not shown a password must not lock out those who have one.
+//!
+//! Strangers are those who log in, those whose secrets are being fetched, and cancel requests for peers.
 
 use std::sync::atomic::Ordering;
 
@@ -25,11 +27,11 @@ impl Worker {
         usize::try_from(self.live.config.settings.max_client_conn).unwrap_or(0)
     }
 
-    /// Lets a stranger yield to `newcomer` if that was one too many and the others who log in have more than their share: the
-    /// oldest of this worker, where most of them are.
+    /// Lets a stranger yield to `newcomer` if that was one too many and they have more than their share: the oldest of this
+    /// worker, where most of them are.
     pub(super) fn make_room(&mut self, newcomer: ClientRef) {
         let share = (self.max_client_conn() / SHARE).max(1);
-        if !self.is_full() || self.shared.login_clients() <= share {
+        if !self.is_full() || self.shared.strangers() <= share {
             return;
         }
         let may_yield = |client: &&Client| client.me != newcomer && client.is_stranger();

@@ -195,6 +195,7 @@ pub(crate) struct Held {
     pub(crate) ticket: Option<Ticket>,
     pub(crate) counted_ready: bool,
     pub(crate) login: bool,
+    pub(crate) goes_to_peer: bool,
     pub(crate) cancel_key: [u8; 8],
 }
 
@@ -209,6 +210,7 @@ impl Turning {
             ticket: client.ticket(),
             counted_ready: client.counted_ready,
             login: client.logging_in(),
+            goes_to_peer: client.goes_to_peer(),
             cancel_key: client.cancel_key,
         });
     }

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import struct
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from support.footprint import Footprint
 from support.gate import Gate
 from support.load import Background, Sampler, transactions
 from support.system import holds, until
-from support.wire import ServerError, query
+from support.wire import CANCEL_REQUEST, ServerError, query
 
 
 def begin(wires):
@@ -172,6 +173,33 @@ def test_strangers_who_are_looked_up_keep_no_more(make_pooler, pg, measured, wor
             nobody_left(console)
             until(lambda: shown(console, "POOLS", "p1", "cl_waiting") == shown(console, "POOLS", "p1", "sv_active") == 0, what="no lookup left")
     pg.no_clients()
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cancel_requests_for_a_peer_keep_no_more(make_pooler, measured, workers):
+    with Gate(0) as peer:
+        peer.shut = True
+        pooler = make_pooler(ini={"max_client_conn": 20, "worker_threads": workers, "peer_id": 1, "cancel_wait_timeout": 60},
+                             peers={2: {"host": "127.0.0.1", "port": peer.port}})
+        with pooler.console() as console:
+            requests = [pooler.wire() for _ in range(19)]
+            for number, request in enumerate(requests):
+                # a key that peer 2 may have given to somebody
+                request.send(struct.pack("!II", 16, CANCEL_REQUEST) + bytes([1, 2, 0, number, 5, 6, 7, 3]))
+            until(lambda: canceling(console) == 19, what="they are passed on")
+            let_users_in(pooler, console, measured)
+            requests[0].expect_fatal("no more connections allowed (max_client_conn)")
+            until(lambda: canceling(console) <= 20 // 4, what="they keep their share")
+            for request in requests:
+                request.close()
+            nobody_left(console)
+            assert canceling(console) == 0
+
+
+def canceling(console):
+    """The requests that are on their way to peers, or wait for it."""
+    return sum(int(row["cl_active_cancel_req"]) + int(row["cl_waiting_cancel_req"]) for row in console.query("SHOW PEER_POOLS").dicts)
 
 
 def let_users_in(pooler, console, measured):
