@@ -172,6 +172,8 @@ def test_strangers_who_are_looked_up_keep_no_more(make_pooler, pg, measured, wor
                 stranger.close()
             nobody_left(console)
             until(lambda: shown(console, "POOLS", "p1", "cl_waiting") == shown(console, "POOLS", "p1", "sv_active") == 0, what="no lookup left")
+        # what it opened for lookups and did not need stays with it otherwise
+        pooler.stop()
     pg.no_clients()
 
 
