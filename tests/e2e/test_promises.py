@@ -68,7 +68,11 @@ def test_cancels_that_are_long_on_their_way_hit_their_own_query_or_nothing(make_
                     with pooler.wire() as request:
                         request.send(struct.pack("!II", 16, CANCEL_REQUEST) + wire.key)
                         got = wire.result()
-                        wire.query("ROLLBACK")
+                        ended = wire.ask("ROLLBACK")
+                        if ended.error:
+                            # the request came just behind the end of the query: this one is its own as well
+                            assert ended.error["C"] == "57014", ended.error
+                            wire.query("ROLLBACK")
                         assert request.at_eof()
                     assert got.error is None or got.error["C"] == "57014", got.error
                     with own:
