@@ -17,7 +17,7 @@ use crate::time::Micros;
 pub(crate) struct Resolver {
     dns: Dns,
     hosts: HashMap<String, Host>,
-    /// Zones with the serial number seen last; empty while zones are not checked.
+    /// Zones with the serial number seen last.
     zones: BTreeMap<String, Option<u32>>,
     zones_checked: Micros,
 }
@@ -177,7 +177,7 @@ impl Supervisor {
     pub(super) fn check_zones(&mut self) {
         self.note_zones();
         let (period, now) = (self.live.config.settings.dns_zone_check_period, Clock::now());
-        if now.since(self.resolver.zones_checked) < period {
+        if period.is_zero() || now.since(self.resolver.zones_checked) < period {
             return;
         }
         self.resolver.zones_checked = now;
@@ -193,12 +193,8 @@ impl Supervisor {
         }
     }
 
-    /// Keeps the list of zones: those of all names, or none while zones are not checked.
+    /// Adds the zones of all names to the list.
     fn note_zones(&mut self) {
-        if self.live.config.settings.dns_zone_check_period.is_zero() {
-            self.resolver.zones.clear();
-            return;
-        }
         for zone in self.resolver.hosts.keys().filter_map(|name| zone_of(name)) {
             if !self.resolver.zones.contains_key(zone) {
                 self.resolver.zones.insert(zone.to_owned(), None);
