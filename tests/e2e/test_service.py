@@ -126,6 +126,8 @@ def test_syslog_that_is_not_there(make_pooler):
 def test_journal(make_pooler, collector):
     """stderr is the journal's stream: records with a priority go to it instead of lines."""
     pooler = make_pooler(start=False)
+    pooler.databases["talks"] = {**pooler.backend(), "dbname": "p0", "connect_query": "DO $$ BEGIN RAISE E'two\\nlines'; END $$"}
+    pooler.write()
     with open(pooler.stderr, "ab") as err:
         stat = os.fstat(err.fileno())
         setup = f"""mkdir -p {collector.path.parent}/run/systemd/journal
@@ -139,8 +141,13 @@ export JOURNAL_STREAM={stat.st_dev}:{stat.st_ino}"""
     with pytest.raises(Exception, match="no such database"):
         pooler.login("app", "nosuch\nforged")
     error = texts(collector, "pooler error")[-1]
-    assert error.startswith("PRIORITY=4\nSYSLOG_IDENTIFIER=pgbouncer\nMESSAGE\n")
-    assert "\n\tforged" in error
+    assert error.startswith("PRIORITY=4\nSYSLOG_IDENTIFIER=pgbouncer\nMESSAGE=C-0x")
+    assert error.endswith("no such database: nosuch\\x0aforged\n")
+    with pooler.wire() as wire:
+        wire.startup("app", "talks")
+        error = texts(collector, "exec_on_query")[-1]
+    assert error.startswith("PRIORITY=3\nSYSLOG_IDENTIFIER=pgbouncer\nMESSAGE\n")
+    assert "two\n\tlines" in error
     assert pooler.log() == "", "no lines on stderr"
 
 
