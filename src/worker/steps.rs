@@ -2,7 +2,7 @@
 //!
 //! Helpers compute them, so that nobody waits for them who is in the middle of a query. Where there are no more cores than
 //! workers, helpers only take turns with the workers: every message that arrives meanwhile interrupts a step, which costs a
-//! fifth more for an RSA handshake. So there a worker computes a step itself when it has nothing else to do and none of
+//! seventh more for an RSA handshake. So there a worker computes a step itself when it has nothing else to do and none of
 //! its clients is in the middle of anything; whoever speaks then waits for one step at most.
 
 use std::collections::VecDeque;
