@@ -84,7 +84,7 @@ fn start(options: &Options) -> Result<(), Fatal> {
     let taken_over = predecessor.iter().flat_map(Takeover::databases);
     let expected = effective::expected_fds(&config, read.users.keys().map(String::as_str), taken_over);
     tracing::info!("{}", limit.describe(settings.max_client_conn, expected));
-    if let Some(text) = limit.too_low(settings.max_client_conn, expected) {
+    if let Some(text) = sys::limits::too_low(limit.soft, settings.max_client_conn, expected) {
         tracing::warn!("{text}");
     }
     let listen = listen_options(&config, port);

@@ -64,7 +64,7 @@ pub fn missing_library(config: &Config) -> Option<String> {
 fn warn_of_descriptors(config: &Config, users: &Users) {
     let (clients, expected) =
         (config.settings.max_client_conn, effective::expected_fds(config, users.keys().map(String::as_str), []));
-    if let Some(text) = limits::raise_fd_limit().too_low(clients, expected) {
+    if let Some(text) = limits::too_low(limits::reachable_fd_limit(), clients, expected) {
         tracing::warn!("{text}");
     }
 }

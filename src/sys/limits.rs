@@ -31,9 +31,10 @@ pub fn reachable_fd_limit() -> u64 {
 }
 
 /// No core dumps: they would hold passwords and keys. A limit of one byte is no room for any, and unlike 0 it is also what
-/// keeps the kernel from piping one to a program that `core_pattern` names (core(5)). Only the soft limit is lowered, so that whoever hunts a crash can lift
-/// it for a running process (`prlimit --core`). Whether debuggers may look into the process is left to the system: making
-/// it undumpable would hide its /proc from operators and gain nothing against its own user.
+/// keeps the kernel from piping one to a program that `core_pattern` names (core(5)). Only the soft limit is lowered, so
+/// that whoever hunts a crash can lift it for a running process (`prlimit --core`). Whether debuggers may look into the
+/// process is left to the system: making it undumpable would hide its /proc from operators and gain nothing against its
+/// own user.
 pub fn no_core_dumps() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_CORE) {
         let _ = setrlimit(Resource::RLIMIT_CORE, hard.min(1), hard);
@@ -55,18 +56,17 @@ impl FdLimit {
              use: {expected}"
         )
     }
+}
 
-    /// What is to be said if the configuration may come to use more.
-    #[must_use]
-    pub fn too_low(self, max_client_conn: i64, expected: u64) -> Option<String> {
-        let Self { soft, .. } = self;
-        (expected > soft).then(|| {
-            format!(
-                "max_client_conn={max_client_conn} and the servers of all pools may need {expected} file descriptors, of which \
-                 there are {soft}: raise the limit (ulimit -Hn, LimitNOFILE) or lower max_client_conn and pool sizes"
-            )
-        })
-    }
+/// What is to be said of a `limit` if the configuration may come to use more descriptors.
+#[must_use]
+pub fn too_low(limit: u64, max_client_conn: i64, expected: u64) -> Option<String> {
+    (expected > limit).then(|| {
+        format!(
+            "max_client_conn={max_client_conn} and the servers of all pools may need {expected} file descriptors, of which \
+             there are {limit}: raise the limit (ulimit -Hn, LimitNOFILE) or lower max_client_conn and pool sizes"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -89,10 +89,9 @@ mod tests {
             FdLimit { soft: 1024, hard: 20000 }.describe(100, 576),
             "kernel file descriptor limit: 1024 (hard: 20000); max_client_conn: 100, max expected fd use: 576"
         );
-        let limit = FdLimit { soft: 1024, hard: 1024 };
-        assert_eq!(limit.too_low(100, 1024), None);
+        assert_eq!(too_low(1024, 100, 1024), None);
         assert_eq!(
-            limit.too_low(2000, 2012).as_deref(),
+            too_low(1024, 2000, 2012).as_deref(),
             Some(
                 "max_client_conn=2000 and the servers of all pools may need 2012 file descriptors, of which there are 1024: \
                  raise the limit (ulimit -Hn, LimitNOFILE) or lower max_client_conn and pool sizes"
