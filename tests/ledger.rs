@@ -5,7 +5,8 @@
 //! What servers say arrives in pieces, and cancel requests take their time. The pooler's memory stays what it is.
 //!
 //! `LEDGER_OPERATIONS` sets the number of operations (10,000), `LEDGER_WORKERS` that of worker threads (2), `LEDGER_SEED` the
-//! seed, which is printed. With 1,000,000 it takes some ten minutes:
+//! seed, which is printed, `LEDGER_DRAIN` whether connections are used again whose clients left in mid-query (1) or closed (0);
+//! by itself the seed decides. With 1,000,000 it takes some ten minutes:
 //!
 //! `LEDGER_OPERATIONS=1000000 cargo test --profile checked --test ledger -- --nocapture`
 
@@ -64,9 +65,13 @@ async fn every_answer_belongs_to_its_asker_and_no_commit_is_lost() -> Outcome {
     let seed = number("LEDGER_SEED", u64::from(fresh) + 1);
     let operations = number("LEDGER_OPERATIONS", 10_000);
     let workers = number("LEDGER_WORKERS", 2);
-    println!("LEDGER_SEED={seed} LEDGER_OPERATIONS={operations} LEDGER_WORKERS={workers}");
+    // what is left in mid-query: closed, or canceled and used again
+    let drain = number("LEDGER_DRAIN", seed % 2);
+    println!("LEDGER_SEED={seed} LEDGER_OPERATIONS={operations} LEDGER_WORKERS={workers} LEDGER_DRAIN={drain}");
     let settings = format!(
-        "default_pool_size = {SERVERS}\nmax_prepared_statements = {MAX_PREPARED}\nworker_threads = {workers}\n"
+        "default_pool_size = {SERVERS}\nmax_prepared_statements = {MAX_PREPARED}\nworker_threads = {workers}\n\
+         cancel_on_disconnect = {drain}\nserver_drain_timeout = {}\n",
+        5 * drain
     );
     let stack = Arc::new(Stack::over(&settings, |port| slicer::start(port, seed)));
     let direct = connect(&stack.direct()).await?;

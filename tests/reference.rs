@@ -11,7 +11,15 @@ use pgusher::config::connstr::{DATABASE_KEYS, PEER_KEYS, USER_KEYS, parse_databa
 use pgusher::config::keys::{Key, TABLE};
 
 /// Settings that PgBouncer does not have.
-const OURS: [&str; 5] = ["cancel_on_disconnect", "log_format", "log_rate_limit", "metrics_listen", "worker_threads"];
+const OURS: [&str; 7] = [
+    "cancel_on_disconnect",
+    "console_probes",
+    "log_format",
+    "log_rate_limit",
+    "metrics_listen",
+    "server_drain_timeout",
+    "worker_threads",
+];
 
 /// Key, an example, and what it means: lines of `[databases]`.
 const DATABASES: &[(&str, &str, &str)] = &[

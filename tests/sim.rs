@@ -410,9 +410,12 @@ impl World {
             _ => None,
         });
         if let Some(server) = linked.filter(|_| self.dice.one_in(5)) {
-            // its client leaves; the connection is closed whatever becomes of the request
-            self.pools.cancel_left(request, server, [3; 8], self.now);
-            self.evict.push(server);
+            // its client leaves; the connection is closed whatever becomes of the request, or given back some time
+            let kept = self.dice.one_in(2);
+            self.pools.cancel_left(request, server, kept, [3; 8], self.now);
+            if !kept {
+                self.evict.push(server);
+            }
             return;
         }
         let queued = match linked {

@@ -51,14 +51,17 @@ fn everybody_sees_what_a_server_of_his_own_would_say() {
         (None, Some(count)) => (0..count).map(|n| u64::from(fresh) + n).collect(),
         (None, None) => KEPT.into_iter().chain(1..=10).chain([u64::from(fresh)]).collect(),
     };
-    let (mut transactions, mut faults) = (0, 0);
+    let (mut transactions, mut faults, mut drained) = (0, 0, 0);
     for seed in seeds {
         let world = run(seed, steps);
         transactions += world.transactions;
         faults += world.faults;
+        drained += world.drained;
         eprintln!("SIM_SEED={seed} SIM_STEPS={steps}: {transactions} answered requests, {faults} faults so far");
     }
     assert!(transactions > steps / 1000 && faults > 0, "the world stood still: {transactions} {faults}");
+    eprintln!("{drained} servers were used again whose clients had left in the middle of a query");
+    assert!(drained > 0 || from_env("SIM_SEED").is_some(), "nobody was heard out");
 }
 
 /// A simulation that finds nothing is worth nothing: every mistake in the glue is noticed, in nearly every run.

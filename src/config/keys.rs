@@ -252,6 +252,8 @@ settings! {
     log_format: LogFormat = Some("text"), reload, "what log lines look like: PgBouncer's text, or JSON objects";
     log_rate_limit: i64 = Some("0"), reload, "lines of one kind written in a second, the rest is counted; 0 no limit";
     metrics_listen: MetricsAddress = Some(""), restart, "where /metrics is served: address:port or a path; empty nowhere";
+    server_drain_timeout: Micros = Some("0"), reload,
+        "seconds in which a server whose client left in mid-query may answer, to be used again; 0 it is closed at once";
     worker_threads: i64 = Some("0"), restart, "threads that serve clients; 0 one for each core";
 }
 

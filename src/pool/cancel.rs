@@ -55,18 +55,18 @@ impl<S, R: Clone> Pools<S, R> {
         true
     }
 
-    /// Queues a cancel for what runs on a linked server whose `client` leaves, and which must be closed now: the request may
-    /// arrive at any time, so the connection can serve nobody else. Nobody waits for this request. False: the pool goes as
-    /// well.
-    pub fn cancel_left(&mut self, client: ClientRef, target: ServerId, key: [u8; 8], now: Micros) -> bool {
-        let Some(server) = self.servers.get(target) else { return false };
+    /// Queues a cancel for what runs on a linked server whose `client` leaves; nobody waits for this request. A server that is
+    /// `kept` rests when it is released until the request has been carried out; one that is not must be closed now, for the
+    /// request may arrive at any time. False: the pool goes as well.
+    pub fn cancel_left(&mut self, client: ClientRef, target: ServerId, kept: bool, key: [u8; 8], now: Micros) -> bool {
+        let Some(server) = self.servers.get_mut(target) else { return false };
         let (pool, address) = (server.pool, server.address.clone());
         if self.pools[pool].dying {
             return false;
         }
-        let links = Links::default();
-        let cancel =
-            Cancel { client, pool, target: None, key, address, carrier: None, abandoned: true, since: now, links };
+        server.cancels_unsent += u32::from(kept);
+        let (target, links) = (kept.then_some(target), Links::default());
+        let cancel = Cancel { client, pool, target, key, address, carrier: None, abandoned: true, since: now, links };
         let id = self.cancels.insert(cancel);
         self.pools[pool].cancels_waiting.push(&mut self.cancels, id, End::Back);
         self.launch(pool, true, now);
@@ -79,10 +79,22 @@ impl<S, R: Clone> Pools<S, R> {
         let late = |cancel: &Cancel| cancel.abandoned && !limit.is_zero() && now.since(cancel.since) > limit;
         let ids: Vec<CancelId> = self.cancels.iter().filter(|(_, cancel)| late(cancel)).map(|(id, _)| id).collect();
         for id in ids {
-            match self.cancels[id].carrier {
-                Some(carrier) => self.doom(carrier, "cancel_wait_timeout".into()),
-                None => self.drop_cancel(id, "cancel_wait_timeout"),
-            }
+            self.give_up(id, "cancel_wait_timeout");
+        }
+    }
+
+    /// Gives up a request. One that is on its way may still arrive, so the server it aims at serves nobody else.
+    fn give_up(&mut self, id: CancelId, reason: &'static str) {
+        let Cancel { carrier, target, .. } = self.cancels[id];
+        let target = target.and_then(|target| self.servers.get_mut(target));
+        match (carrier, target) {
+            (Some(_), Some(target)) => target.cancel_astray = true,
+            (None, Some(target)) => target.cancels_unsent -= 1,
+            (_, None) => {}
+        }
+        match carrier {
+            Some(carrier) => self.doom(carrier, reason.into()),
+            None => self.drop_cancel(id, reason),
         }
     }
 

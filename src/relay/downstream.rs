@@ -27,7 +27,8 @@ const MAX_COLLECTED: u32 = 64 * 1024;
 /// Stands for the SQLSTATE of an error too long to be looked at when it was cut.
 const UNKNOWN_SQLSTATE: SqlState = *b"XXXXX";
 
-/// One turn of server output. Without a client (reset, check and connect queries) everything is swallowed.
+/// One turn of server output. Without a client (reset, check and connect queries, what a client left) everything is swallowed:
+/// `out` is not for anybody.
 pub struct Downstream<'a, 'c> {
     pub client: Option<&'a mut ClientSide>,
     pub server: &'a mut ServerSide,
@@ -258,9 +259,7 @@ impl Downstream<'_, '_> {
             _ => Ok(()),
         };
         moved.map_err(|_| no_owner())?;
-        if self.client.is_some() {
-            give_due(self.server, self.out);
-        }
+        give_due(self.server, self.out);
         Ok(())
     }
 

@@ -125,6 +125,39 @@ pub fn settled(client: &ClientSide, server: &ServerSide) -> bool {
         && !client.extra.as_ref().is_some_and(|extra| extra.held)
 }
 
+/// True when the answers that a server owes to a client who leaves will come to an end, outside a transaction as far as can be
+/// told: nothing was cut, and nothing waits for more from the client.
+#[must_use]
+pub fn can_drain(client: &ClientSide, server: &ServerSide) -> bool {
+    server.tx == TxStatus::Idle
+        && server.outstanding.ends_by_itself()
+        && server.inherited.is_none()
+        && !(server.setting_vars || server.copying || server.leaving || client.copying)
+        && client.scan.at_boundary()
+}
+
+/// What has become of a server that still owed answers to a client who left.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Answers are still owed.
+    NotYet,
+    Clean,
+    /// A transaction is open, or the server waits for what only the client could send.
+    Stuck,
+}
+
+/// How far the draining of a server has come.
+#[must_use]
+pub fn drained(server: &ServerSide) -> Drained {
+    if server.is_clean() {
+        Drained::Clean
+    } else if server.copying || server.leaving || (server.ready && server.scan.at_boundary()) {
+        Drained::Stuck
+    } else {
+        Drained::NotYet
+    }
+}
+
 /// True when a server that was taken over in the middle of something has come to the end of it as far as can be seen, and
 /// has not been asked yet.
 #[must_use]

@@ -138,6 +138,13 @@ impl Outstanding {
         self.queue.iter().any(|entry| entry.request == Request::CopyDone)
     }
 
+    /// True if the last answer owed ends with a ReadyForQuery that comes without anything more from the client, as far as can
+    /// be told: in the middle of a COPY FROM the server would wait for data.
+    #[must_use]
+    pub fn ends_by_itself(&self) -> bool {
+        !self.holds_copy_done() && self.queue.back().is_some_and(|last| last.request.is_ended_by_ready())
+    }
+
     /// True if every answer owed goes to the client as it comes.
     #[must_use]
     pub fn all_forwarded(&self) -> bool {
@@ -366,6 +373,18 @@ mod tests {
         assert!(q.ready().expect("sync").undos.is_empty());
         assert!(q.is_empty());
         assert_eq!(q.ready().err(), Some(NoOwner));
+    }
+
+    #[test]
+    fn only_what_ends_with_ready_for_query_ends_by_itself() {
+        use Request::{Bind, CopyDone, Execute, FunctionCall, Query, Sync};
+        for ends in [&[Query][..], &[FunctionCall], &[Bind, Execute, Sync], &[Query, Query], &[Query, Bind, Sync]] {
+            assert!(queue(ends).ends_by_itself(), "{ends:?}");
+        }
+        for waits in [&[][..], &[Bind, Execute], &[Query, Bind], &[Query, CopyDone], &[Query, CopyDone, Query]] {
+            assert!(!queue(waits).ends_by_itself(), "{waits:?}");
+        }
+        assert!(!Outstanding::inherited().ends_by_itself());
     }
 
     #[test]

@@ -95,14 +95,14 @@ impl Worker {
         self.local_or_remote(request.worker, Message::CancelFinished { request, why });
     }
 
-    /// Cancels what runs on a server that is closed because its client goes, if `cancel_on_disconnect` asks for it: the
-    /// server itself notices that nobody listens only when it has something to say.
-    pub(super) fn cancel_left(&mut self, client: &Client, server: &Server) {
+    /// Cancels what runs on a server whose client goes, if `cancel_on_disconnect` asks for it: the server itself notices that
+    /// nobody listens only when it has something to say. Unless it is `kept`, it must be closed now.
+    pub(super) fn cancel_left(&mut self, client: &Client, server: &Server, kept: bool) {
         let runs = !server.side.ready || !server.side.outstanding.is_empty();
         let reachable = server.lost.is_none() && server.cancel_key != [0; 8] && server.replication == Replication::None;
         if runs && reachable && self.live.config.settings.cancel_on_disconnect.is_on() {
             let (me, id, key, now) = (client.me, server.me, server.cancel_key, self.now);
-            self.pools(|broker| broker.pools.cancel_left(me, id, key, now));
+            self.pools(|broker| broker.pools.cancel_left(me, id, kept, key, now));
         }
     }
 

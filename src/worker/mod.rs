@@ -12,6 +12,7 @@ mod cancel;
 mod census;
 pub mod client;
 pub(crate) mod console;
+mod drain;
 mod handover;
 mod identify;
 pub(crate) mod inherit;

@@ -48,6 +48,11 @@ impl Worker {
                 testing.stream.note(event);
                 self.test_turn(testing);
             }
+            Some(Place::Draining { .. }) => {
+                let Place::Draining { server: mut draining, session_end } = self.places.take(server) else { return };
+                draining.stream.note(event);
+                self.drain_turn(draining, session_end);
+            }
             Some(Place::Leaving(_)) => {
                 let Place::Leaving(mut leaving) = self.places.take(server) else { return };
                 leaving.stream.note(event);
@@ -144,12 +149,26 @@ impl Worker {
     }
 
     fn test_turn(&mut self, mut conn: Box<Server>) {
-        let crashed = "server conn crashed?";
+        if let Err(why) = self.hear_out(&mut conn) {
+            return self.drop_server(*conn, &why.reason);
+        }
+        if !conn.side.is_clean() {
+            self.places.set(conn.me, Place::Testing(conn));
+            return;
+        }
+        conn.testing = None;
+        let (id, home, now) = (conn.me, self.id, self.now);
+        self.pools_release(|broker| broker.pools.tested(id, conn, home, now));
+    }
+
+    /// Sends and reads what there is on a connection without a client; what it says is for nobody. An error is why it must go.
+    pub(super) fn hear_out(&mut self, conn: &mut Server) -> Result<(), Disconnect> {
+        let crashed = || Disconnect::silent("server conn crashed?");
         if conn.stream.is_blocked()
             && let Err(error) = conn.stream.flush()
         {
             conn.lose(&error);
-            return self.drop_server(*conn, crashed);
+            return Err(crashed());
         }
         while conn.stream.readable() {
             let mut scratch = std::mem::take(&mut self.scratch);
@@ -162,23 +181,18 @@ impl Worker {
                 ReadResult::Nothing => Ok(()),
                 gone @ (ReadResult::Eof | ReadResult::Failed(_)) => {
                     conn.lost_while_reading(&gone);
-                    Err(Disconnect::silent(crashed))
+                    Err(crashed())
                 }
             };
             scratch.to_client.clear();
             self.scratch = scratch;
             conn.pool.add(self.id, &std::mem::take(&mut self.tally));
-            if let Err(why) = ran {
-                return self.drop_server(*conn, &why.reason);
+            if let Err(why) = &ran {
+                self.note_impossible(conn, why);
             }
+            ran?;
         }
-        if !conn.side.is_clean() {
-            self.places.set(conn.me, Place::Testing(conn));
-            return;
-        }
-        conn.testing = None;
-        let (id, home, now) = (conn.me, self.id, self.now);
-        self.pools_release(|broker| broker.pools.tested(id, conn, home, now));
+        Ok(())
     }
 
     /// The pools want a server gone that is in our hands.
@@ -190,7 +204,9 @@ impl Worker {
                 let why = Disconnect::fatal(reason.to_owned());
                 self.end(client, End { why, server: ServerFate::Goes });
             }
-            Place::Testing(conn) | Place::Leaving(conn) => self.drop_server(*conn, reason),
+            Place::Testing(conn) | Place::Draining { server: conn, .. } | Place::Leaving(conn) => {
+                self.drop_server(*conn, reason);
+            }
             Place::Opening(opening) => self.opening_evicted(*opening, reason),
         }
     }

@@ -147,7 +147,9 @@ impl Worker {
         self.note_time(client, Span::Query, query, client.side.query_start);
         self.note_time(client, Span::Transaction, transaction, client.side.xact_start);
         if let Err(why) = ran {
-            self.note_impossible(client, &why);
+            if let Some(server) = &client.server {
+                self.note_impossible(server, &why);
+            }
             return Err(End::both(why));
         }
         written.map_err(|_| gone())?;
@@ -156,8 +158,10 @@ impl Worker {
 
     /// An answer without an owner is a bug, of ours or of the server: it is counted, and logged once with what was known.
     #[cold]
-    fn note_impossible(&self, client: &Client, why: &Disconnect) {
-        let Some(server) = client.server.as_ref().filter(|_| is_impossible(why)) else { return };
+    pub(super) fn note_impossible(&self, server: &Server, why: &Disconnect) {
+        if !is_impossible(why) {
+            return;
+        }
         let trips = self.shared.guard.trip();
         let side = &server.side;
         let (head, owed) = (side.scan.header()[0], side.outstanding.len());
@@ -547,12 +551,14 @@ impl Worker {
         if let Some(pool) = &client.pool {
             pool.add(self.id, &std::mem::take(&mut self.tally));
         }
+        let session_end = client.mode == PoolMode::Session;
         let reason = match (end.server, unsettled(client, &server)) {
-            (ServerFate::Parted, None) => return self.release(server, client.mode == PoolMode::Session),
+            (ServerFate::Parted, None) => return self.release(server, session_end),
+            (ServerFate::Parted, Some(_)) if self.may_drain(client, &server) => return self.drain(client, server),
             (ServerFate::Shared, _) | (ServerFate::Goes, None) => &*end.why.reason,
             (ServerFate::Parted | ServerFate::Goes, Some(reason)) => reason,
         };
-        self.cancel_left(client, &server);
+        self.cancel_left(client, &server, false);
         self.drop_server(*server, reason);
     }
 

@@ -17,6 +17,9 @@ impl Worker {
     /// Changes how sockets are treated; afterwards everybody who was not read is looked at again.
     pub(super) fn set_hold(&mut self, hold: Hold) {
         let was = std::mem::replace(&mut self.hold, hold);
+        if hold != Hold::Off {
+            self.end_draining();
+        }
         if matches!(was, Hold::Frozen(_)) && !matches!(hold, Hold::Frozen(_)) {
             for server in std::mem::take(&mut self.missed) {
                 self.inspect(server, |stream| stream.look_again());

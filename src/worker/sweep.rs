@@ -36,6 +36,7 @@ impl Worker {
             self.accept_again();
             self.sweep_openings();
             self.sweep_leaving();
+            self.sweep_draining();
         }
         let Some(from) = self.sweep_next else { return };
         let to = (from + SWEEP_SLICE).min(self.clients.slots());

@@ -135,6 +135,11 @@ pub(crate) enum Place {
     Linked(ClientRef),
     /// Running its reset or check query.
     Testing(Box<Server>),
+    /// Its client has left in the middle of a query: it is heard out.
+    Draining {
+        server: Box<Server>,
+        session_end: bool,
+    },
     /// Not linked, it said an error: the pools have it no more, and its end is about to come.
     Leaving(Box<Server>),
     Opening(Box<Opening>),

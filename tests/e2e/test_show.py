@@ -13,7 +13,8 @@ FIXTURE = REPO / "tests/fixtures/show_columns.json"
 SHAPES = {topic: columns for topic, columns in json.loads(FIXTURE.read_text()).items() if columns}
 # Topics whose columns were the same in 1.18.
 # settings that PgBouncer does not have
-OURS = {"cancel_on_disconnect", "console_probes", "log_format", "log_rate_limit", "metrics_listen", "worker_threads"}
+OURS = {"cancel_on_disconnect", "console_probes", "log_format", "log_rate_limit", "metrics_listen", "server_drain_timeout",
+        "worker_threads"}
 OLD = {"totals", "mem", "dns_hosts", "dns_zones", "fds", "config", "lists", "version"}
 
 TOTALS = ["server_assignment_count", "xact_count", "query_count", "client_bytes", "server_bytes", "xact_time", "query_time",

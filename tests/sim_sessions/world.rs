@@ -14,7 +14,7 @@ use pgusher::pool::{
     WaitFor, Want,
 };
 use pgusher::relay::downstream::Downstream;
-use pgusher::relay::link::{Ctx, align, settled};
+use pgusher::relay::link::{Ctx, Drained, align, can_drain, drained, settled};
 use pgusher::relay::out::Out;
 use pgusher::relay::outstanding::Outstanding;
 use pgusher::relay::prepared::Statements;
@@ -142,6 +142,9 @@ pub(crate) struct World {
     now: Micros,
     clients: Vec<Client>,
     opening: Vec<(ServerId, WorkerId)>,
+    /// What clients left in the middle of a query is heard out.
+    drains: bool,
+    draining: Vec<Link>,
     evict: Vec<ServerId>,
     lines: BTreeMap<PoolId, VecDeque<u32>>,
     alive: Rc<()>,
@@ -154,6 +157,29 @@ pub(crate) struct World {
     /// Requests and batches that were answered in full, and faults that somebody had to stand.
     pub(crate) transactions: u64,
     pub(crate) faults: u64,
+    /// Servers that were used again although their client had left in the middle of a query.
+    pub(crate) drained: u64,
+}
+
+/// The context of a call of the relay.
+macro_rules! context {
+    ($world:ident, $table:ident, $errors:ident) => {
+        Ctx {
+            now: $world.now,
+            tracking: if $world.mode == PoolMode::Session { 0 } else { 2 },
+            session_mode: $world.mode == PoolMode::Session,
+            statement_mode: $world.mode == PoolMode::Statement,
+            disable_pqexec: false,
+            max_packet: 0x7fff_ffff,
+            names: &$world.names,
+            interner: &mut $world.interner,
+            statements: &mut |tail| $table.intern(tail),
+            tally: &mut $world.tally,
+            log: &mut $world.log,
+            errors: $errors,
+            verbose: false,
+        }
+    };
 }
 
 impl World {
@@ -185,6 +211,8 @@ impl World {
             now: Micros::from_secs(1),
             clients: (0..CLIENTS).map(|_| Client::default()).collect(),
             opening: Vec::new(),
+            drains: seed.is_multiple_of(2),
+            draining: Vec::new(),
             evict: Vec::new(),
             lines: BTreeMap::new(),
             alive: Rc::new(()),
@@ -194,6 +222,7 @@ impl World {
             made: 0,
             transactions: 0,
             faults: 0,
+            drained: 0,
         }
     }
 
@@ -306,6 +335,9 @@ impl World {
 
     /// How many bytes come with the next read.
     fn cut(&mut self, len: usize) -> usize {
+        if len == 0 {
+            return 0;
+        }
         match self.dice.below(4) {
             0 => len.min(1 + self.dice.below(3)),
             1 => 1 + self.dice.below(len),
@@ -340,22 +372,8 @@ impl World {
         input: &[u8],
         act: impl FnOnce(&mut ClientSide, Option<&mut ServerSide>, &mut Ctx<'_>, &mut Out, &mut Out) -> T,
     ) -> T {
-        let table = &mut self.table;
-        let mut ctx = Ctx {
-            now: self.now,
-            tracking: if self.mode == PoolMode::Session { 0 } else { 2 },
-            session_mode: self.mode == PoolMode::Session,
-            statement_mode: self.mode == PoolMode::Statement,
-            disable_pqexec: false,
-            max_packet: 0x7fff_ffff,
-            names: &self.names,
-            interner: &mut self.interner,
-            statements: &mut |tail| table.intern(tail),
-            tally: &mut self.tally,
-            log: &mut self.log,
-            errors: &mut Vec::new(),
-            verbose: false,
-        };
+        let (table, errors) = (&mut self.table, &mut Vec::new());
+        let mut ctx = context!(self, table, errors);
         let (mut back, mut out) = (Out::default(), Out::default());
         let server = session.link.as_mut().map(|link| &mut link.side);
         let done = act(&mut session.side, server, &mut ctx, &mut back, &mut out);
@@ -552,6 +570,8 @@ impl World {
             if matches!(end, End::Client) && clean && link.to_us.is_empty() && !link.dead {
                 link.assert_rest("given back");
                 self.release(link, self.mode == PoolMode::Session);
+            } else if self.drains && matches!(end, End::Client) && !link.dead && can_drain(&session.side, &link.side) {
+                self.draining.push(*link);
             } else {
                 self.drop_link(*link);
             }
@@ -592,8 +612,36 @@ impl World {
         self.interner.intern(vars)
     }
 
+    /// A server whose client has left hears something, and something of what it says is heard.
+    fn drain_step(&mut self) {
+        let at = self.dice.below(self.draining.len());
+        let mut link = Box::new(self.draining.swap_remove(at));
+        let cut = self.cut(link.to_server.len());
+        let heard: Vec<u8> = link.to_server.drain(..cut).collect();
+        link.behind.hear(&heard, &mut link.to_us);
+        let cut = self.cut(link.to_us.len());
+        let input: Vec<u8> = link.to_us.drain(..cut).collect();
+        let (table, errors) = (&mut self.table, &mut Vec::new());
+        let ctx = &mut context!(self, table, errors);
+        let ran = Downstream { client: None, server: &mut link.side, ctx, out: &mut Out::default() }.run(&input);
+        ran.expect("an honest server is accused");
+        match drained(&link.side) {
+            Drained::NotYet if !self.peace && self.dice.one_in(100) => self.drop_link(*link),
+            Drained::NotYet => self.draining.push(*link),
+            Drained::Stuck => self.drop_link(*link),
+            Drained::Clean => {
+                link.assert_rest("given back after its client");
+                self.drained += 1;
+                self.release(link, self.mode == PoolMode::Session);
+            }
+        }
+    }
+
     /// A linked server hears something of what was sent to it.
     fn server_step(&mut self) {
+        if !self.draining.is_empty() && self.dice.one_in(2) {
+            return self.drain_step();
+        }
         let index = self.dice.below(CLIENTS as usize);
         let Some(len) = self.linked(index).map(|link| link.to_server.len()).filter(|&len| len > 0) else { return };
         let cut = self.cut(len);
@@ -640,6 +688,10 @@ impl World {
             let failure = LoginFailure { reason: "evicted".to_owned(), kind: FailureKind::Connect };
             return self.pools.login_failed(id, failure, self.now);
         }
+        if let Some(at) = self.draining.iter().position(|link| link.id == id) {
+            let link = self.draining.swap_remove(at);
+            return self.drop_link(link);
+        }
         for index in 0..CLIENTS {
             if self.linked(index as usize).is_some_and(|link| link.id == id)
                 && let Some(session) = self.clients[index as usize].session.take()
@@ -656,7 +708,7 @@ impl World {
         match self.dice.below(5) {
             0 => self.parked_dies(),
             1 => self.linked_dies(index as usize),
-            2 => {
+            kind if kind == 2 || (kind == 4 && self.drains) => {
                 if let Some(session) = self.clients[index as usize].session.take() {
                     self.faults += 1;
                     self.leave(index, session, End::Client);

@@ -49,7 +49,7 @@ fn what_a_client_leaves_running_is_canceled_and_its_server_is_gone() {
     let pool = bench.attach("db", "ann");
     let held = bench.linked(pool, 1)[0];
     let ticket = bench.queue((client(1, 0), pool));
-    assert!(bench.pools.cancel_left(client(7, 1), held.0, [3; 8], bench.now));
+    assert!(bench.pools.cancel_left(client(7, 1), held.0, false, [3; 8], bench.now));
     let carrier = bench.launched().expect("twice pool_size for cancels");
     bench.pools.gone(held.0, bench.now);
     bench.pools.check();
@@ -65,12 +65,62 @@ fn what_a_client_leaves_running_is_canceled_and_its_server_is_gone() {
 }
 
 #[test]
+fn a_server_that_is_kept_rests_until_the_cancel_is_over() {
+    let mut bench = Bench::new(|c| c.settings.default_pool_size = 1);
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 1)[0];
+    let ticket = bench.queue((client(1, 0), pool));
+    assert!(bench.pools.cancel_left(client(7, 1), held.0, true, [3; 8], bench.now));
+    let carrier = bench.launched().expect("twice pool_size for cancels");
+    assert!(bench.pools.cancel_connected(carrier, bench.now).is_some());
+    assert_eq!(bench.release(held, 0), Released::Kept);
+    bench.pools.check();
+    assert!(matches!(bench.pools.collect(ticket), Collected::Waiting), "the cancel may yet arrive");
+    bench.pools.cancel_done(carrier, bench.now);
+    assert!(matches!(bench.pools.collect(ticket), Collected::Granted(grant) if grant.conn == held.1));
+    bench.pools.check();
+}
+
+#[test]
+fn a_server_that_is_kept_needs_no_cancel_that_has_not_been_sent() {
+    let mut bench = Bench::new(|_| {});
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 1)[0];
+    assert!(bench.pools.cancel_left(client(7, 1), held.0, true, [3; 8], bench.now));
+    let carrier = bench.launched().expect("a carrier");
+    assert_eq!(bench.release(held, 0), Released::Kept);
+    bench.pools.check();
+    assert_eq!(bench.pools.cancel_connected(carrier, bench.now), None);
+    bench.pools.check();
+}
+
+#[test]
+fn a_server_that_is_kept_is_closed_if_its_cancel_is_given_up() {
+    for sent in [false, true] {
+        let mut bench = Bench::new(|_| {});
+        let pool = bench.attach("db", "ann");
+        let held = bench.linked(pool, 1)[0];
+        assert!(bench.pools.cancel_left(client(7, 1), held.0, true, [3; 8], bench.now));
+        let carrier = bench.launched().expect("a carrier");
+        if sent {
+            assert!(bench.pools.cancel_connected(carrier, bench.now).is_some());
+        }
+        bench.now = bench.now + Micros::from_secs(11);
+        bench.pools.tick(bench.now);
+        bench.pools.check();
+        let expected = if sent { close(held.1, "cancel request given up on its way") } else { Released::Kept };
+        assert_eq!(bench.release(held, 0), expected);
+        bench.pools.check();
+    }
+}
+
+#[test]
 fn a_cancel_that_nobody_waits_for_is_given_up_in_time() {
     for sent in [false, true] {
         let mut bench = Bench::new(|_| {});
         let pool = bench.attach("db", "ann");
         let held = bench.linked(pool, 1)[0];
-        assert!(bench.pools.cancel_left(client(7, 1), held.0, [3; 8], bench.now));
+        assert!(bench.pools.cancel_left(client(7, 1), held.0, false, [3; 8], bench.now));
         let carrier = bench.launched().expect("a carrier");
         bench.pools.gone(held.0, bench.now);
         if sent {
