@@ -177,7 +177,7 @@ mod tests {
         };
         let bare = FdRow { fd: 3, task: FdTask::Pooler, addr: "unix".to_owned(), port: 6432, ..FdRow::default() };
         let mut out = Vec::new();
-        show::fds(&mut out, &[full.clone(), bare.clone()]);
+        show::fds(&mut out, [full.clone(), bare.clone()]);
         let read: Vec<_> = bodies(&out).iter().map(|body| parse_fd(body)).collect();
         assert!(read == [Some(full), Some(bare)]);
     }

@@ -87,6 +87,8 @@ pub enum SocketState {
     ClActiveCancel,
     ClWaitingCancel,
     SvActive,
+    /// Active for a client who has left.
+    SvDraining,
     SvIdle,
     SvUsed,
     SvTested,

@@ -250,7 +250,10 @@ impl Supervisor {
             Topic::PeerPools => show::peer_pools(&mut out, &self.peer_pool_rows()),
             Topic::DnsHosts => show::dns_hosts(&mut out, &self.resolver.rows(&self.live.config.settings, Clock::now())),
             Topic::DnsZones => show::dns_zones(&mut out, &self.resolver.zone_rows()),
-            Topic::Fds => show::fds(&mut out, &self.fd_rows().await),
+            Topic::Fds => {
+                let rows = self.fd_rows().await;
+                show::fds(&mut out, show::give_way_between(rows.into_iter(), &lists));
+            }
             Topic::Waits => show::waits(&mut out, &self.wait_lines().await),
             Topic::Latency => show::latency(&mut out, &self.latency_rows()),
             Topic::Advice => show::advice(&mut out, &self.advice()),

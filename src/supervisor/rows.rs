@@ -38,13 +38,36 @@ impl show::Shell for SocketLists {
     }
 }
 
+/// Rows of sockets, list by list: thousands of them are not moved about, and freed a few at a time.
+#[derive(Default)]
+pub(super) struct Sockets(Vec<Vec<SocketRow>>);
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for list in &mut self.0 {
+            while !list.is_empty() {
+                list.truncate(list.len().saturating_sub(show::AT_A_TIME));
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+impl std::ops::Deref for Sockets {
+    type Target = [Vec<SocketRow>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
 /// The console's own pool, as SHOW prints it.
 const CONSOLE_POOL_SIZE: i64 = 2;
 
 impl Supervisor {
     /// Every server socket and every client that is linked; all other clients too if there is to be a list of clients; what
     /// a successor has to know only for the list of descriptors.
-    pub(super) async fn sockets(&self, topic: Topic) -> Vec<SocketRow> {
+    pub(super) async fn sockets(&self, topic: Topic) -> Sockets {
         let handover = topic == Topic::Fds;
         let (mut busy, mut rest) = (Vec::new(), Vec::new());
         for post in &self.shared.posts {
@@ -54,21 +77,19 @@ impl Supervisor {
             rest.extend(list);
             post.send(Message::Picture(Order { handover, busy: now.0, rest: later }));
         }
-        let mut rows = Vec::new();
+        let mut sockets = Sockets::default();
         for list in busy {
-            rows.extend(list.await.unwrap_or_default());
+            sockets.0.push(list.await.unwrap_or_default());
         }
-        self.parked_rows(&mut rows, handover);
+        sockets.0.push(self.parked_rows(handover));
         for list in rest {
-            rows.extend(list.await.unwrap_or_default());
+            sockets.0.push(list.await.unwrap_or_default());
         }
-        // one that went from a worker to the pools meanwhile
-        rows.sort_by_key(|row| row.id);
-        rows.dedup_by_key(|row| row.id);
-        rows
+        sockets
     }
 
-    fn parked_rows(&self, rows: &mut Vec<SocketRow>, handover: bool) {
+    fn parked_rows(&self, handover: bool) -> Vec<SocketRow> {
+        let mut rows = Vec::new();
         let listen_port = self.shared.listen_port;
         self.shared.broker.lock().pools.server_rows(|row| {
             let Some(conn) = row.conn else { return };
@@ -83,6 +104,7 @@ impl Supervisor {
             shown.close_needed = row.close_needed;
             rows.push(shown);
         });
+        rows
     }
 
     /// SHOW FDS: the listeners, then every socket that a successor could take over.
@@ -99,7 +121,7 @@ impl Supervisor {
                     .map(|unix| listener(unix.socket.as_raw_fd(), "unix".to_owned(), self.shared.listen_port)),
             )
             .collect();
-        rows.extend(show::fds_of(&self.sockets(Topic::Fds).await));
+        rows.extend(show::fds_of(&self.sockets(Topic::Fds).await, &SocketLists::default()));
         rows
     }
 

@@ -104,7 +104,7 @@ impl Worker {
         for place in self.places.iter() {
             match place {
                 Place::Testing(server) => rows.push(server_row(server, SocketState::SvTested)),
-                Place::Draining { server, .. } => rows.push(server_row(server, SocketState::SvActive)),
+                Place::Draining { server, .. } => rows.push(server_row(server, SocketState::SvDraining)),
                 Place::Leaving(server) => rows.push(server_row(server, SocketState::SvIdle)),
                 Place::Opening(opening) => rows.push(self.opening_row(opening)),
                 Place::Linked(_) | Place::Elsewhere => {}

@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 use self::columns::{Column, Kind};
 pub use self::insight::{advice, latency, waits};
-pub use self::sockets::{Shell, active_sockets, clients, fds_of, servers, sockets};
+pub use self::sockets::{AT_A_TIME, Shell, active_sockets, clients, fds_of, give_way_between, servers, sockets};
 use super::command::{Fake, Topic};
 use super::handover::hex;
 use super::reply;
@@ -231,10 +231,10 @@ pub fn dns_zones(out: &mut Vec<u8>, rows: &[DnsZoneRow]) {
 
 /// SHOW FDS, in the order given. To send each row with its descriptor use [`fds_head`], [`fds_row`] and
 /// [`reply::complete`] instead.
-pub fn fds(out: &mut Vec<u8>, rows: &[FdRow]) {
+pub fn fds(out: &mut Vec<u8>, rows: impl IntoIterator<Item = FdRow>) {
     fds_head(out);
     for row in rows {
-        fds_row(out, row);
+        fds_row(out, &row);
     }
     reply::complete(out, "SHOW");
 }

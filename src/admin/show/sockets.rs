@@ -1,5 +1,7 @@
 //! SHOW CLIENTS, SERVERS, SOCKETS and ACTIVE_SOCKETS: four views of the same connections.
 
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
 use super::columns;
 use super::row::{self, Fields};
 use crate::admin::command::Topic;
@@ -7,8 +9,8 @@ use crate::admin::reply;
 use crate::admin::snapshot::{FdRow, FdTask, Home, SocketRow, SocketState, shown_id};
 use crate::config::CONSOLE_DATABASE;
 
-/// Rows that are written before others may have the processor: some ten microseconds.
-const AT_A_TIME: usize = 32;
+/// Rows that are dealt with before others may have the processor: some ten microseconds.
+pub const AT_A_TIME: usize = 32;
 
 /// What the shell does for these lists, which may have thousands of rows.
 pub trait Shell {
@@ -19,7 +21,7 @@ pub trait Shell {
 }
 
 /// SHOW CLIENTS: those that are logged in, and cancel requests.
-pub fn clients(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
+pub fn clients(out: &mut Vec<u8>, rows: &[Vec<SocketRow>], shell: &dyn Shell) {
     list(out, Topic::Clients, rows, shell, |row| {
         Some(match row.state {
             // what is not linked has nothing to be active with; PgBouncer 1.18 and before said active all the same
@@ -34,11 +36,11 @@ pub fn clients(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
 }
 
 /// SHOW SERVERS.
-pub fn servers(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
+pub fn servers(out: &mut Vec<u8>, rows: &[Vec<SocketRow>], shell: &dyn Shell) {
     let peers_too = |row: &SocketRow| {
         Some(match row.state {
             SocketState::SvActive if row.link.is_none() => "idle",
-            SocketState::SvActive => "active",
+            SocketState::SvActive | SocketState::SvDraining => "active",
             SocketState::SvIdle => "idle",
             SocketState::SvUsed => "used",
             SocketState::SvTested => "tested",
@@ -52,13 +54,13 @@ pub fn servers(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
 }
 
 /// SHOW SOCKETS: everything but cancel requests and what belongs to peers.
-pub fn sockets(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
+pub fn sockets(out: &mut Vec<u8>, rows: &[Vec<SocketRow>], shell: &dyn Shell) {
     list(out, Topic::Sockets, rows, shell, socket_state);
 }
 
 /// SHOW ACTIVE_SOCKETS: those of SHOW SOCKETS that hold data. The console client that asks holds its query; the shell says
 /// so in its row.
-pub fn active_sockets(out: &mut Vec<u8>, rows: &[SocketRow], shell: &dyn Shell) {
+pub fn active_sockets(out: &mut Vec<u8>, rows: &[Vec<SocketRow>], shell: &dyn Shell) {
     list(out, Topic::ActiveSockets, rows, shell, |row| socket_state(row).filter(|_| !row.buffers.is_empty()));
 }
 
@@ -70,7 +72,7 @@ fn socket_state(row: &SocketRow) -> Option<&'static str> {
         SocketState::ClActive => "cl_active",
         SocketState::ClWaiting => "cl_waiting",
         SocketState::ClLogin => "cl_login",
-        SocketState::SvActive => "sv_active",
+        SocketState::SvActive | SocketState::SvDraining => "sv_active",
         SocketState::SvIdle => "sv_idle",
         SocketState::SvUsed => "sv_used",
         SocketState::SvTested => "sv_tested",
@@ -82,18 +84,18 @@ fn socket_state(row: &SocketRow) -> Option<&'static str> {
 /// The rows of SHOW FDS for these sockets, in their published order: those that log in, then pool by pool without the
 /// console's. Sockets that carry cancel requests are not handed over, nor those with TLS or linked to one with TLS.
 #[must_use]
-pub fn fds_of(rows: &[SocketRow]) -> Vec<FdRow> {
+pub fn fds_of(rows: &[Vec<SocketRow>], shell: &dyn Shell) -> Vec<FdRow> {
     let at_console =
         |row: &SocketRow| matches!(&row.home, Home::Pool { database, .. } if &**database == CONSOLE_DATABASE);
-    let encrypted: std::collections::BTreeSet<_> =
-        rows.iter().filter(|row| !row.tls.is_empty()).flat_map(|row| [Some(row.ptr), row.link]).flatten().collect();
-    let handed_over =
-        |row: &&SocketRow| socket_state(row).is_some() && !at_console(row) && !encrypted.contains(&row.ptr);
-    let mut shown: Vec<_> = rows.iter().filter(handed_over).collect();
-    shown.sort_by_key(|row| (row.state != SocketState::ClLogin, &row.home, row.state));
-    let fds: std::collections::BTreeMap<_, _> = rows.iter().map(|row| (row.ptr, row.handover.fd)).collect();
+    let with_tls = paced(rows, shell).filter(|row| !row.tls.is_empty());
+    let encrypted: BTreeSet<_> = with_tls.flat_map(|row| [Some(row.ptr), row.link]).flatten().collect();
+    let shown = in_order(rows, shell, Logins::First, |row| {
+        (socket_state(row).is_some() && !at_console(row) && !encrypted.contains(&row.ptr)).then_some(())
+    });
+    let fds: BTreeMap<_, _> = paced(rows, shell).map(|row| (row.ptr, row.handover.fd)).collect();
     let fd_of = |ptr| fds.get(&ptr).copied().flatten();
-    shown.into_iter().filter_map(|row| fd_row(row, fd_of)).collect()
+    let shown = give_way_between(shown.into_values(), shell);
+    shown.filter_map(|(row, ())| fd_row(row, fd_of)).collect()
 }
 
 fn fd_row(row: &SocketRow, fd_of: impl Fn(u64) -> Option<i32>) -> Option<FdRow> {
@@ -120,25 +122,62 @@ fn fd_row(row: &SocketRow, fd_of: impl Fn(u64) -> Option<i32>) -> Option<FdRow> 
     })
 }
 
+/// Lets others have the processor between rows now and then.
+pub fn give_way_between<T>(rows: impl Iterator<Item = T>, shell: &dyn Shell) -> impl Iterator<Item = T> {
+    rows.enumerate().map(|(index, row)| {
+        if index % AT_A_TIME == AT_A_TIME - 1 {
+            shell.give_way();
+        }
+        row
+    })
+}
+
+fn paced<'a>(rows: &'a [Vec<SocketRow>], shell: &dyn Shell) -> impl Iterator<Item = &'a SocketRow> {
+    give_way_between(rows.iter().flatten(), shell)
+}
+
+/// Where clients that are logging in are listed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Logins {
+    First,
+    Last,
+}
+
+/// Whether it comes behind or before the others because of its login, its pool, its list, its id.
+type Rank<'a> = (bool, &'a Home, SocketState, u64);
+
+/// The rows that `pick` wants, by pool and list, with what it made of them. A connection that changed hands while the rows
+/// were gathered may be there twice; the first row counts. A tree, for sorting thousands at once would take too long.
+fn in_order<'a, T>(
+    rows: &'a [Vec<SocketRow>],
+    shell: &dyn Shell,
+    logins: Logins,
+    pick: impl Fn(&SocketRow) -> Option<T>,
+) -> BTreeMap<Rank<'a>, (&'a SocketRow, T)> {
+    let mut seen = HashSet::with_capacity(rows.iter().map(Vec::len).sum());
+    let first = paced(rows, shell).filter(|row| seen.insert(row.id));
+    let ranked = first.filter_map(|row| {
+        let apart = (row.state == SocketState::ClLogin) == (logins == Logins::Last);
+        Some(((apart, &row.home, row.state, row.id), (row, pick(row)?)))
+    });
+    // one after the other: collecting would sort them all
+    let mut tree = BTreeMap::new();
+    ranked.for_each(|(rank, row)| drop(tree.insert(rank, row)));
+    tree
+}
+
 /// The rows that have a `state` word in this topic, by pool and list; clients that are logging in come last.
 fn list(
     out: &mut Vec<u8>,
     topic: Topic,
-    rows: &[SocketRow],
+    rows: &[Vec<SocketRow>],
     shell: &dyn Shell,
     state: impl Fn(&SocketRow) -> Option<&'static str>,
 ) {
-    let mut shown: Vec<_> = rows.iter().filter_map(|row| Some((row, state(row)?))).collect();
-    shown.sort_by(|(a, _), (b, _)| {
-        let login = |row: &SocketRow| row.state == SocketState::ClLogin;
-        login(a).cmp(&login(b)).then_with(|| a.home.cmp(&b.home)).then_with(|| a.state.cmp(&b.state))
-    });
+    let shown = in_order(rows, shell, Logins::Last, state);
     row::description(out, topic);
     let with_buffers = matches!(topic, Topic::Sockets | Topic::ActiveSockets);
-    for (index, (socket, state)) in shown.into_iter().enumerate() {
-        if index % AT_A_TIME == AT_A_TIME - 1 {
-            shell.give_way();
-        }
+    for (socket, state) in give_way_between(shown.into_values(), shell) {
         row::data(out, columns::of(topic).len(), |fields| {
             identity(fields, socket, state);
             activity(fields, socket, shell);
@@ -231,14 +270,16 @@ mod tests {
         }
     }
 
-    fn show(view: fn(&mut Vec<u8>, &[SocketRow], &dyn Shell), sockets: &[SocketRow]) -> Vec<Vec<Value>> {
+    fn show(view: fn(&mut Vec<u8>, &[Vec<SocketRow>], &dyn Shell), sockets: &[SocketRow]) -> Vec<Vec<Value>> {
         let mut out = Vec::new();
-        view(&mut out, sockets, &Times::default());
+        let sockets: Vec<_> =
+            sockets.iter().zip(0..).map(|(row, id)| SocketRow { id: row.id + id, ..row.clone() }).collect();
+        view(&mut out, &[sockets], &Times::default());
         rows(&out)
     }
 
     /// Database and state of each row.
-    fn order(view: fn(&mut Vec<u8>, &[SocketRow], &dyn Shell), sockets: &[SocketRow]) -> String {
+    fn order(view: fn(&mut Vec<u8>, &[Vec<SocketRow>], &dyn Shell), sockets: &[SocketRow]) -> String {
         let word = |row: &[Value], at: usize| row[at].clone().expect("not NULL");
         show(view, sockets).iter().map(|row| format!("{}/{} ", word(row, 2), word(row, 4))).collect()
     }
@@ -246,9 +287,20 @@ mod tests {
     #[test]
     fn a_long_list_gives_way() {
         let times = Times::default();
-        let client = socket(pool("p0"), SocketState::ClActive);
-        clients(&mut Vec::new(), &vec![client; 10 * AT_A_TIME], &times);
-        assert_eq!(times.gave_way.get(), 10);
+        let count = 10 * AT_A_TIME;
+        let all: Vec<_> =
+            (0..count as u64).map(|id| SocketRow { id, ..socket(pool("p0"), SocketState::ClActive) }).collect();
+        clients(&mut Vec::new(), &[all.clone(), all], &times);
+        assert_eq!(times.gave_way.get(), 30, "20 times for what there is, 10 times for what is shown");
+    }
+
+    #[test]
+    fn who_was_listed_twice_is_shown_as_he_was_first() {
+        let idle = SocketRow { link: None, ..socket(pool("p0"), SocketState::SvIdle) };
+        let mut out = Vec::new();
+        servers(&mut out, &[vec![socket(pool("p0"), SocketState::SvActive)], vec![idle]], &Times::default());
+        let shown = rows(&out);
+        assert_eq!((shown.len(), shown[0][4].as_deref()), (1, Some("active")));
     }
 
     /// The row published for SHOW CLIENTS, and the longer one of SHOW ACTIVE_SOCKETS.

@@ -282,7 +282,7 @@ fn file_descriptors() {
         "13|client|app|p0|127.0.0.1|51602|5428931563195870182|14|UTF8|on|ISO, MDY|Etc/UTC|~|~|~",
         "6|pooler|~|~|127.0.0.1|6432|0|0|~|~|~|~|x|\\x00ab|~",
     ]);
-    assert_eq!(shown(|out| fds(out, &[listener, client, keyed])), expected);
+    assert_eq!(shown(|out| fds(out, [listener.clone(), client.clone(), keyed.clone()])), expected);
 }
 
 #[test]
