@@ -36,13 +36,16 @@ impl Worker {
             return self.drop_server(*server, &why.reason);
         }
         match drained(&server.side) {
-            Drained::NotYet => {
-                self.turning.holds(None);
-                self.places.set(server.me, Place::Draining { server, session_end });
-            }
+            Drained::Clean | Drained::NotYet if server.stream.readable() => self.keep_draining(server, session_end),
+            Drained::NotYet => self.keep_draining(server, session_end),
             Drained::Stuck => self.drop_server(*server, NOT_READY),
             Drained::Clean => self.release(server, session_end),
         }
+    }
+
+    fn keep_draining(&mut self, server: Box<Server>, session_end: bool) {
+        self.turning.holds(None);
+        self.places.set(server.me, Place::Draining { server, session_end });
     }
 
     /// Closes those that take too long.

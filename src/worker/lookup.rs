@@ -132,10 +132,15 @@ impl Worker {
         if server.stream.is_blocked() && server.stream.flush().is_err() {
             return Err(self.lookup_failed(client, "server conn crashed?"));
         }
+        let mut rounds = 0..self.rounds();
         while let Some(server) = &mut client.server
             && server.stream.readable()
             && let Phase::Lookup(lookup) = &mut client.phase
         {
+            if rounds.next().is_none() {
+                self.again.push(client.me);
+                return Ok(());
+            }
             match server.stream.read(&mut self.scratch.input) {
                 ReadResult::Data(n) if lookup.received.len() + n <= MAX_RECEIVED => {
                     lookup.received.extend_from_slice(&self.scratch.input[..n]);

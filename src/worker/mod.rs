@@ -122,6 +122,8 @@ pub struct Worker {
     local: VecDeque<Message>,
     /// Clients whose turn was cut short.
     again: Vec<ClientRef>,
+    /// Servers without a client that have more to say.
+    talking: Vec<ServerId>,
     sweep_at: Micros,
     /// The slot where the running sweep goes on.
     sweep_next: Option<u32>,
@@ -164,6 +166,7 @@ impl Worker {
             actions: Vec::new(),
             local: VecDeque::new(),
             again: Vec::new(),
+            talking: Vec::new(),
             sweep_at: now + SWEEP_EVERY,
             sweep_next: None,
             listings: Vec::new(),
@@ -206,20 +209,25 @@ impl Worker {
                 self.guarded(|worker| worker.turn(client));
                 self.obey_local();
             }
+            self.guarded(Self::talking_turns);
             self.guarded(Self::retreat_ends);
             self.guarded(Self::sweep_slice);
             self.guarded(Self::picture_slice);
             self.guarded(Self::census_slice);
-            let idle = events.is_empty() && self.again.is_empty();
+            let idle = events.is_empty() && !self.more_to_read();
             self.guarded(|worker| worker.handshake_steps(idle));
             self.obey_local();
         }
     }
 
+    /// Somebody has more to read than his turn allowed.
+    fn more_to_read(&self) -> bool {
+        !self.again.is_empty() || !self.talking.is_empty()
+    }
+
     /// How long to sleep at most. Sleeping is what ends a busy time: the clock is read here anyway.
     fn wait(&mut self) -> Duration {
-        if !self.again.is_empty() || self.sweep_next.is_some() || !self.listings.is_empty() || !self.censuses.is_empty()
-        {
+        if self.more_to_read() || self.sweep_next.is_some() || !self.listings.is_empty() || !self.censuses.is_empty() {
             return Duration::ZERO;
         }
         let due = self.retreat.as_ref().map_or(self.sweep_at, |retreat| retreat.ends.min(self.sweep_at));

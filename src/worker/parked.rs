@@ -106,7 +106,12 @@ impl Worker {
     }
 
     fn look(&mut self, conn: &mut Server, mut found: Found) -> Found {
+        let mut rounds = 0..self.rounds();
         while conn.stream.readable() {
+            if rounds.next().is_none() {
+                // whoever talks so much without being asked has the worker for himself
+                return Found::Dirty;
+            }
             let read = match conn.stream.read(&mut self.scratch.input) {
                 ReadResult::Data(n) => n,
                 ReadResult::Nothing => break,
@@ -152,7 +157,7 @@ impl Worker {
         if let Err(why) = self.hear_out(&mut conn) {
             return self.drop_server(*conn, &why.reason);
         }
-        if !conn.side.is_clean() {
+        if conn.stream.readable() || !conn.side.is_clean() {
             self.places.set(conn.me, Place::Testing(conn));
             return;
         }
@@ -161,7 +166,8 @@ impl Worker {
         self.pools_release(|broker| broker.pools.tested(id, conn, home, now));
     }
 
-    /// Sends and reads what there is on a connection without a client; what it says is for nobody. An error is why it must go.
+    /// Sends and reads what there is on a connection without a client; what it says is for nobody. If it does not stop talking
+    /// it gets another turn. An error is why it must go.
     pub(super) fn hear_out(&mut self, conn: &mut Server) -> Result<(), Disconnect> {
         let crashed = || Disconnect::silent("server conn crashed?");
         if conn.stream.is_blocked()
@@ -170,7 +176,10 @@ impl Worker {
             conn.lose(&error);
             return Err(crashed());
         }
-        while conn.stream.readable() {
+        for _ in 0..self.rounds() {
+            if !conn.stream.readable() {
+                return Ok(());
+            }
             let mut scratch = std::mem::take(&mut self.scratch);
             let ran = match conn.stream.read(&mut scratch.input) {
                 ReadResult::Data(n) => {
@@ -192,7 +201,23 @@ impl Worker {
             }
             ran?;
         }
+        if conn.stream.readable() {
+            self.talking.push(conn.me);
+        }
         Ok(())
+    }
+
+    /// Another turn for those who did not stop talking.
+    pub(super) fn talking_turns(&mut self) {
+        for server in std::mem::take(&mut self.talking) {
+            self.turning.attends(Some(server));
+            match self.places.take(server) {
+                Place::Testing(conn) => self.test_turn(conn),
+                Place::Draining { server: conn, session_end } => self.drain_turn(conn, session_end),
+                other => self.places.set(server, other),
+            }
+            self.turning.attends(None);
+        }
     }
 
     /// The pools want a server gone that is in our hands.

@@ -62,17 +62,22 @@ impl Worker {
     /// The turn of a client in phase Active.
     #[inline]
     pub(super) fn relay(&mut self, client: &mut Client) -> Result<(), End> {
-        let rounds = match self.live.config.settings.sbuf_loopcnt {
-            n if n > 0 => n,
-            _ => i64::MAX,
-        };
-        for _ in 0..rounds {
+        for _ in 0..self.rounds() {
             if !self.round(client)? || !Self::has_more(client) {
                 return Ok(());
             }
         }
         self.again.push(client.me);
         Ok(())
+    }
+
+    /// How often a socket is read before others get their turn.
+    #[inline]
+    pub(super) fn rounds(&self) -> i64 {
+        match self.live.config.settings.sbuf_loopcnt {
+            n if n > 0 => n,
+            _ => i64::MAX,
+        }
     }
 
     /// False if another round would find nothing to do.

@@ -1,10 +1,13 @@
 """Servers that never end what they say: the pooler closes the connection before it has kept much."""
 
+import os
 import struct
+import tempfile
 import time
 
 import pytest
 
+from support.system import until
 from support.wire import SYNC, bind, cstr, execute, message, parse, query
 from test_protocol_2_framing import GROWTH, WELCOME, peak, read_message
 from test_servers import AUTH_OK, READY, scripted
@@ -133,3 +136,57 @@ def test_a_password_is_given_again_in_clear_text(before):
     with pooler.login() as wire:
         assert wire.query("SELECT 1").error is None
     assert said == [("p", said[0][1])] * 3
+
+
+@pytest.mark.parametrize("what", ["reset query", "left query", "lookup", "nothing"])
+def test_a_server_that_talks_on_and_on_does_not_keep_others_waiting(make_pooler, pg, what):
+    """In answer to a reset query, to the query of a client who has left, to an auth_query, and unasked."""
+    row = message("D", struct.pack("!hi", 1, 1) + b"x")
+    told = []
+
+    def serve(sock):
+        sock.sendall(WELCOME)
+        if what != "nothing":
+            kind, body = read_message(sock)
+            if what == "reset query":
+                sock.sendall(message("C", cstr("SELECT 1")) + READY)
+                kind, body = read_message(sock)
+                assert body.startswith(b"DISCARD ALL"), body
+        told.append(True)
+        # faster than anybody can read
+        with tempfile.TemporaryFile() as file:
+            file.write((message("N", cstr("")) if what in ("nothing", "lookup") else row) * (16 << 20 >> 3))
+            file.flush()
+            for _ in range(100):
+                offset = 0
+                while offset < file.tell():
+                    offset += os.sendfile(sock.fileno(), file.fileno(), offset, file.tell() - offset)
+
+    server = scripted(serve)
+    asks = {"auth_user": "app", "auth_dbname": "p0"} if what == "lookup" else {}
+    pooler = make_pooler(
+        ini={"worker_threads": 1, "pool_mode": "session", "server_drain_timeout": 1, **asks, "server_reset_query": "DISCARD ALL",
+             "server_idle_timeout": 2},
+        databases={"p0": {"host": "127.0.0.1", "port": server.port}, "p1": {"host": "127.0.0.1", "port": pg.port, "dbname": "p1"}})
+    with pooler.login(database="p1") as other:
+        other.query("SELECT 1")
+        wire = pooler.wire() if what == "lookup" else pooler.login()
+        if what == "lookup":
+            wire.startup("stranger", "p1")
+        elif what != "nothing":
+            wire.send(query("SELECT 1"))
+        if what == "reset query":
+            wire.result()
+        if what != "lookup":
+            wire.close()
+        until(lambda: told)
+        longest, end = 0.0, time.monotonic() + 1.0
+        while time.monotonic() < end:
+            start = time.monotonic()
+            other.query("SELECT 1")
+            longest = max(longest, time.monotonic() - start)
+        assert longest < 0.3
+        wire.close()
+    if what == "left query":
+        pooler.wait_log("closing because: client disconnect while server was not ready")
+    server.listener.close()
