@@ -3,6 +3,8 @@
 //! Contexts are built as a whole and replaced as a whole; connections keep those they began with. Sessions are never
 //! resumed: a resumed one would not show its certificate anew.
 
+#[cfg(test)]
+mod flood_tests;
 mod pem;
 pub mod session;
 mod text;

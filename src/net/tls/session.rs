@@ -29,6 +29,10 @@ const INCOMING_BYTES: usize = 64 * 1024;
 /// Most bytes of a handshake that wait for the rest of a message.
 const MAX_HANDSHAKE_BYTES: usize = 24 * 1024;
 
+/// How often the socket is read in vain while it has more. Tickets and the like of an honest peer fit into one read; whoever
+/// sends them without end would have the thread for himself.
+const MAX_READS_WITHOUT_DATA: usize = 16;
+
 /// Header of a record.
 const HEADER_BYTES: usize = 5;
 
@@ -320,7 +324,7 @@ impl Session {
                 scratch.incoming = vec![0; INCOMING_BYTES].into_boxed_slice();
             }
             let mut out = Vec::new();
-            loop {
+            for _ in 0..MAX_READS_WITHOUT_DATA {
                 let (result, more) = self.read_once(socket, closing, buffer, &mut scratch.incoming, &mut out);
                 match result {
                     Some(result) => return Seen { result, more, out },
@@ -328,6 +332,8 @@ impl Session {
                     None => {}
                 }
             }
+            let endless = io::Error::other("the peer sends TLS records without data");
+            Seen { result: ReadResult::Failed(endless), more: true, out }
         })
     }
 
