@@ -20,6 +20,9 @@ use crate::worker::client::{Client, Login, Phase};
 use crate::worker::peer::PeerAddr;
 use crate::worker::table::listener_token;
 
+/// Connections taken before others have a turn: about a millisecond.
+const AT_ONCE: usize = 64;
+
 /// How long accepting rests after an error such as too many open files.
 const REST: Micros = Micros::from_secs(5);
 
@@ -103,24 +106,39 @@ impl Worker {
         }
     }
 
-    /// Takes all connections that wait at one listener.
+    /// Takes connections that wait at one listener. If there are many, everybody else has a turn before the rest are taken.
     pub(super) fn accept(&mut self, index: usize) {
-        if self.accept_rests_until.is_some() || self.hold != Hold::Off {
-            return;
+        if self.accept_up_to(index, AT_ONCE) {
+            self.crowded.push(index);
         }
-        loop {
-            let Some(acceptor) = &self.acceptor else { return };
+    }
+
+    /// True if more may wait.
+    fn accept_up_to(&mut self, index: usize, most: usize) -> bool {
+        if self.accept_rests_until.is_some() || self.hold != Hold::Off {
+            return false;
+        }
+        for _ in 0..most {
+            let Some(acceptor) = &self.acceptor else { return false };
             match acceptor.accept(index, self.shared.listen_port) {
                 Ok(Some(accepted)) => self.distribute(accepted),
-                Ok(None) => return,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(None) => return false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if accept_error_is_transient(&error) => {}
                 Err(error) => {
                     tracing::error!("accept() failed: {}", sys::error_text(&error));
                     self.accept_rests_until = Some(self.now + REST);
-                    return;
+                    return false;
                 }
             }
+        }
+        true
+    }
+
+    /// Goes on where more waited than a turn's worth.
+    pub(super) fn accept_crowds(&mut self) {
+        for index in std::mem::take(&mut self.crowded) {
+            self.accept(index);
         }
     }
 
@@ -136,7 +154,7 @@ impl Worker {
     pub(super) fn accept_all(&mut self) {
         let listeners = self.acceptor.as_ref().map_or(0, |acceptor| acceptor.unix.len() + acceptor.tcp.len());
         for index in 0..listeners {
-            self.accept(index);
+            self.accept_up_to(index, usize::MAX);
         }
     }
 

@@ -122,6 +122,8 @@ pub struct Worker {
     local: VecDeque<Message>,
     /// Clients whose turn was cut short.
     again: Vec<ClientRef>,
+    /// Listeners at which more may wait.
+    crowded: Vec<usize>,
     /// Servers without a client that have more to say.
     talking: Vec<ServerId>,
     sweep_at: Micros,
@@ -166,6 +168,7 @@ impl Worker {
             actions: Vec::new(),
             local: VecDeque::new(),
             again: Vec::new(),
+            crowded: Vec::new(),
             talking: Vec::new(),
             sweep_at: now + SWEEP_EVERY,
             sweep_next: None,
@@ -210,6 +213,7 @@ impl Worker {
                 self.obey_local();
             }
             self.guarded(Self::talking_turns);
+            self.guarded(Self::accept_crowds);
             self.guarded(Self::retreat_ends);
             self.guarded(Self::sweep_slice);
             self.guarded(Self::picture_slice);
@@ -222,7 +226,7 @@ impl Worker {
 
     /// Somebody has more to read than his turn allowed.
     fn more_to_read(&self) -> bool {
-        !self.again.is_empty() || !self.talking.is_empty()
+        !(self.again.is_empty() && self.talking.is_empty() && self.crowded.is_empty())
     }
 
     /// How long to sleep at most. Sleeping is what ends a busy time: the clock is read here anyway.
