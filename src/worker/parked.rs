@@ -18,6 +18,9 @@ use crate::worker::relay::context;
 use crate::worker::server::Server;
 use crate::worker::table::Place;
 
+/// Messages that a server may say unasked before it is closed, each of which makes a line in the log: notifications.
+const MAX_UNASKED: u32 = 1000;
+
 /// What a look at an idle server found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
@@ -106,8 +109,8 @@ impl Worker {
     }
 
     fn look(&mut self, conn: &mut Server, mut found: Found) -> Found {
-        let mut rounds = 0..self.rounds();
-        while conn.stream.readable() {
+        let (mut allowed, mut rounds) = (MAX_UNASKED, 0..self.rounds());
+        while conn.stream.readable() && found != Found::Dirty {
             if rounds.next().is_none() {
                 // whoever talks so much without being asked has the worker for himself
                 return Found::Dirty;
@@ -131,6 +134,10 @@ impl Worker {
                         _ if found == Found::Leaving => found,
                         _ => Found::Dirty,
                     };
+                    allowed -= 1;
+                }
+                if allowed == 0 {
+                    return Found::Dirty;
                 }
             }
         }
