@@ -138,8 +138,10 @@ def test_a_password_is_given_again_in_clear_text(before):
     assert said == [("p", said[0][1])] * 3
 
 
+@pytest.mark.goal("G20")
+@pytest.mark.fault("a server that talks without end, faster than it is read", "clients of another database are served in between")
 @pytest.mark.parametrize("what", ["reset query", "left query", "lookup", "nothing"])
-def test_a_server_that_talks_on_and_on_does_not_keep_others_waiting(make_pooler, pg, what):
+def test_a_server_that_talks_on_and_on_does_not_keep_others_waiting(make_pooler, pg, measured, what):
     """In answer to a reset query, to the query of a client who has left, to an auth_query, and unasked."""
     row = message("D", struct.pack("!hi", 1, 1) + b"x")
     told = []
@@ -186,7 +188,7 @@ def test_a_server_that_talks_on_and_on_does_not_keep_others_waiting(make_pooler,
             other.query("SELECT 1")
             longest = max(longest, time.monotonic() - start)
         # a debug build takes its time for so many messages; the flood lasts for ten seconds and more
-        assert longest < 1.5
+        measured.most("slowest transaction elsewhere", 1000 * longest, 1500, "ms")
         wire.close()
     if what == "left query":
         pooler.wait_log("closing because: client disconnect while server was not ready")
