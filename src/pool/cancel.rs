@@ -232,6 +232,19 @@ impl<S, R: Clone> Pools<S, R> {
         self.reap(pool);
     }
 
+    /// What a client left runs on at a server that is closed after all: its cancel goes its way. Other requests are dropped.
+    pub(super) fn untarget_unsent_cancels(&mut self, target: ServerId) {
+        let pool = self.servers[target].pool;
+        let left = |cancel: &Cancel| cancel.abandoned && cancel.target == Some(target) && !self.pools[pool].dying;
+        let waiting = self.pools[pool].cancels_waiting.iter(&self.cancels);
+        let ids: Vec<CancelId> = waiting.filter(|(_, cancel)| left(cancel)).map(|(id, _)| id).collect();
+        for id in ids {
+            self.cancels[id].target = None;
+            self.servers[target].cancels_unsent -= 1;
+        }
+        self.drop_unsent_cancels(target);
+    }
+
     /// Drops the requests that aim at a server about to be released or closed.
     pub(super) fn drop_unsent_cancels(&mut self, target: ServerId) {
         let pool = self.servers[target].pool;

@@ -167,7 +167,7 @@ impl<S, R: Clone> Pools<S, R> {
             (server.state, server.home, server.pool)
         };
         if self.servers[id].cancels_unsent > 0 {
-            self.drop_unsent_cancels(id);
+            self.untarget_unsent_cancels(id);
         }
         self.untie(id);
         let owner = &mut self.pools[pool];

@@ -108,7 +108,7 @@ impl Worker {
 
     /// Takes connections that wait at one listener. If there are many, everybody else has a turn before the rest are taken.
     pub(super) fn accept(&mut self, index: usize) {
-        if self.accept_up_to(index, AT_ONCE) {
+        if self.accept_up_to(index, AT_ONCE) && !self.crowded.contains(&index) {
             self.crowded.push(index);
         }
     }
@@ -133,13 +133,6 @@ impl Worker {
             }
         }
         true
-    }
-
-    /// Goes on where more waited than a turn's worth.
-    pub(super) fn accept_crowds(&mut self) {
-        for index in std::mem::take(&mut self.crowded) {
-            self.accept(index);
-        }
     }
 
     /// Goes on accepting after a rest.

@@ -142,7 +142,7 @@ impl Worker {
         });
         client.stream.write_bytes(&out).map_err(|_| gone())?;
         if !console.answers.is_empty() && !client.stream.is_blocked() {
-            self.again.push(client.me);
+            self.goes_on(client.me);
         }
         Ok(())
     }

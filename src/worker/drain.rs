@@ -28,7 +28,8 @@ impl Worker {
         self.cancel_left(client, &server, true);
         server.request_time = self.now;
         // what it has said already makes no event any more
-        self.drain_turn(server, client.mode == PoolMode::Session);
+        self.talks_on(server.me);
+        self.keep_draining(server, client.mode == PoolMode::Session);
     }
 
     pub(super) fn drain_turn(&mut self, mut server: Box<Server>, session_end: bool) {

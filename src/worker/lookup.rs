@@ -138,7 +138,7 @@ impl Worker {
             && let Phase::Lookup(lookup) = &mut client.phase
         {
             if rounds.next().is_none() {
-                self.again.push(client.me);
+                self.goes_on(client.me);
                 return Ok(());
             }
             match server.stream.read(&mut self.scratch.input) {

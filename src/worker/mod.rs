@@ -212,8 +212,14 @@ impl Worker {
                 self.guarded(|worker| worker.turn(client));
                 self.obey_local();
             }
-            self.guarded(Self::talking_turns);
-            self.guarded(Self::accept_crowds);
+            for server in std::mem::take(&mut self.talking) {
+                self.guarded(|worker| worker.talking_turn(server));
+                self.obey_local();
+            }
+            for listener in std::mem::take(&mut self.crowded) {
+                self.guarded(|worker| worker.accept(listener));
+                self.obey_local();
+            }
             self.guarded(Self::retreat_ends);
             self.guarded(Self::sweep_slice);
             self.guarded(Self::picture_slice);

@@ -110,7 +110,8 @@ impl Worker {
 
     fn look(&mut self, conn: &mut Server, mut found: Found) -> Found {
         let (mut allowed, mut rounds) = (MAX_UNASKED, 0..self.rounds());
-        while conn.stream.readable() && found != Found::Dirty {
+        // its end counts for more than its last words
+        while conn.stream.readable() && (found != Found::Dirty || conn.stream.closing()) {
             if rounds.next().is_none() {
                 // whoever talks so much without being asked has the worker for himself
                 return Found::Dirty;
@@ -209,22 +210,29 @@ impl Worker {
             ran?;
         }
         if conn.stream.readable() {
-            self.talking.push(conn.me);
+            self.talks_on(conn.me);
         }
         Ok(())
     }
 
-    /// Another turn for those who did not stop talking.
-    pub(super) fn talking_turns(&mut self) {
-        for server in std::mem::take(&mut self.talking) {
-            self.turning.attends(Some(server));
-            match self.places.take(server) {
-                Place::Testing(conn) => self.test_turn(conn),
-                Place::Draining { server: conn, session_end } => self.drain_turn(conn, session_end),
-                other => self.places.set(server, other),
-            }
-            self.turning.attends(None);
+    /// Has a server without a client looked at again, once, after the others' turns.
+    pub(super) fn talks_on(&mut self, server: ServerId) {
+        if !self.talking.contains(&server) {
+            self.talking.push(server);
         }
+    }
+
+    /// Another turn for a server that did not stop talking.
+    pub(super) fn talking_turn(&mut self, server: ServerId) {
+        self.turning.attends(Some(server));
+        match self.places.take(server) {
+            Place::Testing(conn) => self.test_turn(conn),
+            Place::Draining { server: conn, session_end } => self.drain_turn(conn, session_end),
+            // gone meanwhile, and another one may be in its place
+            Place::Elsewhere => {}
+            other => self.places.set(server, other),
+        }
+        self.turning.attends(None);
     }
 
     /// The pools want a server gone that is in our hands.

@@ -67,8 +67,15 @@ impl Worker {
                 return Ok(());
             }
         }
-        self.again.push(client.me);
+        self.goes_on(client.me);
         Ok(())
+    }
+
+    /// Gives a client another turn, one, after the others'.
+    pub(super) fn goes_on(&mut self, client: ClientRef) {
+        if !self.again.contains(&client) {
+            self.again.push(client);
+        }
     }
 
     /// How often a socket is read before others get their turn.

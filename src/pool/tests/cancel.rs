@@ -95,6 +95,22 @@ fn a_server_that_is_kept_needs_no_cancel_that_has_not_been_sent() {
 }
 
 #[test]
+fn a_server_that_is_kept_and_closed_after_all_leaves_its_cancel() {
+    let mut bench = Bench::new(|_| {});
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 1)[0];
+    assert!(bench.pools.cancel_left(client(7, 1), held.0, true, [3; 8], bench.now));
+    let carrier = bench.launched().expect("a carrier");
+    bench.pools.gone(held.0, bench.now);
+    bench.pools.check();
+    let job = CancelJob { request: client(7, 1), key: [3; 8] };
+    assert_eq!(bench.pools.cancel_connected(carrier, bench.now), Some(job), "what runs there is cancelled");
+    bench.pools.cancel_done(carrier, bench.now);
+    bench.pools.check();
+    assert_eq!(bench.pools.totals().servers, 0);
+}
+
+#[test]
 fn a_server_that_is_kept_is_closed_if_its_cancel_is_given_up() {
     for sent in [false, true] {
         let mut bench = Bench::new(|_| {});
