@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -32,10 +33,15 @@ impl show::Shell for SocketLists {
         self.0.borrow_mut().entry(unix_secs).or_insert_with_key(|&secs| format_local(secs)).clone()
     }
 
-    /// A worker that wakes up on this core would wait for the end of a slice of some milliseconds.
     fn give_way(&self) {
-        std::thread::yield_now();
+        give_way();
     }
+}
+
+/// Lets a worker on this core go first, which would wait for the end of a slice of some milliseconds otherwise. Yielding is not
+/// enough: who has slept has credit, and while he has, the kernel gives him back what he yields.
+fn give_way() {
+    std::thread::sleep(Duration::from_micros(20));
 }
 
 /// Rows of sockets, list by list: thousands of them are not moved about, and freed a few at a time.
@@ -47,7 +53,7 @@ impl Drop for Sockets {
         for list in &mut self.0 {
             while !list.is_empty() {
                 list.truncate(list.len().saturating_sub(show::AT_A_TIME));
-                std::thread::yield_now();
+                give_way();
             }
         }
     }
