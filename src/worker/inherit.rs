@@ -132,7 +132,7 @@ impl Worker {
         if !input.is_empty() {
             client.input = Some(Box::new(input));
         }
-        self.again.push(client.me);
+        self.goes_on(client.me);
         self.clients.put_back(client);
     }
 

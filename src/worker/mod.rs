@@ -13,6 +13,7 @@ mod census;
 pub mod client;
 pub(crate) mod console;
 mod drain;
+mod ending;
 mod handover;
 mod identify;
 pub(crate) mod inherit;
