@@ -209,26 +209,12 @@ impl<S, R: Clone> Pools<S, R> {
         self.obey(target, pool, released, now);
     }
 
-    /// The client of a request has left or waited too long. A request that is on its way is given up; it may still arrive, so
-    /// the server it aims at serves nobody else.
+    /// The client of a request has left or waited too long.
     pub fn cancel_abandoned(&mut self, request: ClientRef, _now: Micros) {
         let Some(id) = self.cancel_ids.remove(&request) else { return };
-        let cancel = &mut self.cancels[id];
-        let pool = cancel.pool;
-        if let Some(carrier) = cancel.carrier {
-            cancel.abandoned = true;
-            if let Some(target) = cancel.target.and_then(|target| self.servers.get_mut(target)) {
-                target.cancel_astray = true;
-            }
-            let reason = "client gave up on cancel request, so we also give up forwarding to server";
-            self.doom(carrier, reason.into());
-            return;
-        }
-        if let Some(target) = cancel.target.and_then(|target| self.servers.get_mut(target)) {
-            target.cancels_unsent -= 1;
-        }
-        self.pools[pool].cancels_waiting.remove(&mut self.cancels, id);
-        self.cancels.remove(id);
+        let pool = self.cancels[id].pool;
+        self.cancels[id].abandoned = true;
+        self.give_up(id, "client gave up on cancel request, so we also give up forwarding to server");
         self.reap(pool);
     }
 

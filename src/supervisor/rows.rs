@@ -51,8 +51,8 @@ pub(super) struct Sockets(Vec<Vec<SocketRow>>);
 impl Drop for Sockets {
     fn drop(&mut self) {
         for list in &mut self.0 {
-            while !list.is_empty() {
-                list.truncate(list.len().saturating_sub(show::AT_A_TIME));
+            while list.len() > show::AT_A_TIME {
+                list.truncate(list.len() - show::AT_A_TIME);
                 give_way();
             }
         }
