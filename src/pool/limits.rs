@@ -295,7 +295,14 @@ impl<S, R: Clone> Pools<S, R> {
 
     /// A server of this entry and user was closed or became idle: whoever lacks room because of their limits tries again,
     /// the longest waiting pool first.
+    #[inline]
     pub(super) fn relieve(&mut self, db: DbId, user: UserId, now: Micros) {
+        if self.users[user.0 as usize].starved || self.entries.get(db).is_some_and(|entry| entry.starved) {
+            self.relieve_starved(db, user, now);
+        }
+    }
+
+    fn relieve_starved(&mut self, db: DbId, user: UserId, now: Micros) {
         for holder in [Holder::Entry(db), Holder::User(user)] {
             if matches!(holder, Holder::Entry(db) if !self.entries.contains(db)) || !self.is_starved(holder) {
                 continue;

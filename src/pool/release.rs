@@ -101,7 +101,7 @@ impl<S, R: Clone> Pools<S, R> {
             return Released::Close { conn, reason };
         }
         let server = &self.servers[id];
-        let (home, replication) = (server.home, server.replication);
+        let (home, replication, pool) = (server.home, server.replication, server.pool);
         let linked = matches!(from, Origin::Link { .. });
         let inspected = (from == Origin::Inspection).then_some(server.inspected_in);
         if server.cancels_in_flight > 0 && (linked || inspected == Some(ServerState::BeingCanceled)) {
@@ -120,7 +120,7 @@ impl<S, R: Clone> Pools<S, R> {
         let unsure = settings.server_check_delay.is_zero() && settings.check_query().is_some();
         if ((linked || rested) && unsure) || inspected == Some(ServerState::Used) {
             let released = self.park(id, conn, ServerState::Used);
-            self.parked(id, now);
+            self.parked(pool, now);
             return released;
         }
         self.make_idle(id, conn, now)
@@ -179,17 +179,16 @@ impl<S, R: Clone> Pools<S, R> {
         let end = if self.config.settings.server_round_robin.is_on() { End::Back } else { End::Front };
         self.move_to(id, ServerState::Idle, home, end);
         self.servers[id].conn = Some(conn);
-        self.parked(id, now);
+        self.parked(pool, now);
         Released::Kept
     }
 
-    /// A connection came to rest: its own pool may use it, others may have it evicted.
-    fn parked(&mut self, id: ServerId, now: Micros) {
-        let id_of_pool = self.servers[id].pool;
-        let pool = &self.pools[id_of_pool];
+    /// A connection of the pool came to rest: the pool may use it, others may have it evicted.
+    fn parked(&mut self, id: PoolId, now: Micros) {
+        let pool = &self.pools[id];
         let (db, user) = (pool.db, pool.user);
         if pool.has_waiters() {
-            self.serve(id_of_pool, now);
+            self.serve(id, now);
         }
         self.relieve(db, user, now);
     }

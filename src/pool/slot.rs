@@ -142,20 +142,16 @@ impl<S, R: Clone> Pools<S, R> {
 
     /// The one mover.
     pub(super) fn move_to(&mut self, id: ServerId, state: ServerState, home: WorkerId, end: End) {
-        let (from, at, pool) = {
-            let server = &self.servers[id];
-            (server.state, server.home, server.pool)
-        };
-        let pool = &mut self.pools[pool];
-        pool.list_mut(from, at).remove(&mut self.servers, id);
-        pool.idle -= u32::from(from == ServerState::Idle);
         let server = &mut self.servers[id];
-        server.state = state;
-        server.home = home;
+        let from = std::mem::replace(&mut server.state, state);
+        let at = std::mem::replace(&mut server.home, home);
         if state == ServerState::Idle {
             self.stamp += 1;
             server.stamp = self.stamp;
         }
+        let pool = &mut self.pools[server.pool];
+        pool.list_mut(from, at).remove(&mut self.servers, id);
+        pool.idle -= u32::from(from == ServerState::Idle);
         pool.list_mut(state, home).push(&mut self.servers, id, end);
         pool.idle += u32::from(state == ServerState::Idle);
     }

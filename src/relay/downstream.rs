@@ -264,8 +264,7 @@ impl Downstream<'_, '_> {
     }
 
     fn command_complete(&mut self, body: &[u8]) {
-        let tag = split_cstr(body).map_or(body, |(tag, _)| tag);
-        if tag == b"DEALLOCATE ALL" || tag == b"DISCARD ALL" {
+        if body.starts_with(b"D") && (says(body, b"DEALLOCATE ALL") || says(body, b"DISCARD ALL")) {
             self.server.statements.clear();
             if let Some(names) = self.client.as_mut().and_then(|client| client.names_mut()) {
                 names.clear();
@@ -356,6 +355,11 @@ impl Downstream<'_, '_> {
 #[cold]
 fn bad_header() -> Disconnect {
     Disconnect::fatal("bad pkt header")
+}
+
+/// Is this the tag of a command? It ends with a NUL byte, or where the message does.
+fn says(body: &[u8], tag: &[u8]) -> bool {
+    body.strip_prefix(tag).is_some_and(|rest| matches!(rest, [] | [0, ..]))
 }
 
 /// Is it a message that would have been collected had it been cut? What a message comes to must not depend on that.

@@ -228,15 +228,14 @@ pub enum Undo {
 #[inline]
 #[must_use]
 pub fn may_forget(sql: &[u8]) -> bool {
-    let starts = |word: &[u8]| {
-        let text = sql.trim_ascii_start();
-        text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
-    };
+    let text = sql.trim_ascii_start();
+    let starts = |word: &[u8]| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
     let ends = || {
         let end = sql.iter().rposition(|byte| !matches!(byte, 0 | b';' | b' ' | b'\t' | b'\r' | b'\n'));
         end.and_then(|end| sql[..=end].last_chunk::<3>()).is_some_and(|end| end.eq_ignore_ascii_case(b"ALL"))
     };
-    starts(b"DISCARD") || starts(b"DEALLOCATE") || ends()
+    let first = text.first().map(u8::to_ascii_uppercase);
+    (first == Some(b'D') && (starts(b"DISCARD") || starts(b"DEALLOCATE"))) || ends()
 }
 
 impl Undo {

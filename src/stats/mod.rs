@@ -51,13 +51,6 @@ impl Counters {
         }
     }
 
-    /// Has nothing been counted?
-    #[inline]
-    #[must_use]
-    pub fn is_zero(&self) -> bool {
-        self.in_order().iter().fold(0, |all, counter| all | counter) == 0
-    }
-
     /// In the order of the columns of SHOW STATS.
     #[inline]
     #[must_use]

@@ -421,9 +421,7 @@ impl Worker {
         self.turning.begin(&taken);
         let ended = self.drive(&mut taken);
         self.flush_log(&taken);
-        if let Some(pool) = &taken.pool
-            && !self.tally.is_zero()
-        {
+        if let Some(pool) = &taken.pool {
             pool.add(self.id, &std::mem::take(&mut self.tally));
         }
         self.turning.done();

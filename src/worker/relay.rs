@@ -86,8 +86,15 @@ impl Worker {
     #[inline]
     fn has_more(client: &Client) -> bool {
         let stream = &client.stream;
+        let serves = |server: &Server| {
+            let (socket, side) = (&server.stream, &server.side);
+            socket.readable() || socket.is_blocked() || side.inherited.is_some() || settled(&client.side, side)
+        };
         matches!(client.phase, Phase::Active)
-            && (client.server.is_some() || client.input.is_some() || stream.readable() || stream.is_blocked())
+            && (stream.readable()
+                || stream.is_blocked()
+                || client.input.is_some()
+                || client.server.as_deref().is_some_and(serves))
     }
 
     /// One pass over both directions; false when there is nothing left to do.
