@@ -135,6 +135,21 @@ fn a_parked_server_that_speaks_is_closed_as_dirty() {
 }
 
 #[test]
+fn a_used_server_that_was_looked_at_is_still_used() {
+    let mut bench = Bench::new(|c| c.settings.server_check_delay = Micros::ZERO);
+    let pool = bench.attach("db", "ann");
+    let held = bench.linked(pool, 1)[0];
+    bench.release(held, 0);
+    assert_eq!(bench.row().sv_used, 1);
+    let parked = bench.pools.take_parked(held.0).expect("it is parked");
+    let kept = bench.pools.put_back(held.0, parked.conn, false, bench.now);
+    assert_eq!((kept, bench.row().sv_used), (Released::Kept, 1), "a look makes it no surer");
+    let parked = bench.pools.take_parked(held.0).expect("it is parked");
+    let closed = bench.pools.put_back(held.0, parked.conn, true, bench.now);
+    assert_eq!(closed, close(held.1, "SV_USED server got dirty"));
+}
+
+#[test]
 fn shutdown_s5_waiting_for_servers_turns_clients_away() {
     let mut bench = Bench::new(|c| c.settings.default_pool_size = 1);
     let pool = bench.attach("db", "ann");
