@@ -57,6 +57,8 @@ def pam(make_pooler, stack):
         stack()
         pooler = make_pooler(start=False, ini={"auth_type": "pam", "auth_file": None, **ini})
         pooler.databases["forced"] = pooler.backend(user="trustuser")
+        if pooler.ini["auth_type"] != "pam":
+            pooler.ini["auth_file"] = pooler.dir / "userlist.txt"
         pooler.write()
         return pooler.start()
 
@@ -102,7 +104,6 @@ def test_not_together_with_an_entry_that_looks_users_up(pam):
     """The global auth_user counts for entries for which somebody was looked up, until they are read again."""
     pooler = pam(auth_type="plain", auth_user="admin", auth_query="SELECT $1::text, 'x'")
     pooler.databases["own"] = pooler.backend(auth_user="admin")
-    pooler.ini["auth_file"] = pooler.dir / "userlist.txt"
     pooler.write()
     pooler.reload()
     pooler.login("stranger", "forced", password="x").close()
