@@ -66,6 +66,7 @@ def test_a_forced_user_that_goes_stays_but_its_servers_go(make_pooler, pg):
     pooler.start()
     with pooler.login("app", "forced") as wire:
         pid = wire.query("SELECT pg_backend_pid()").value
+        pooler.settle()
         del pooler.databases["forced"]["user"], pooler.databases["forced"]["password"]
         pooler.write()
         pooler.reload()
