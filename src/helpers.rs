@@ -5,6 +5,9 @@
 //! at once; but where all cores are busy they hardly ever run. So steps are first for threads of that class, and what they
 //! have left waiting for [`PATIENCE`] is taken by threads that are merely nice.
 //!
+//! Where that does not do either, logins themselves are late: what has waited for [`LONG_PATIENCE`] is taken by threads that
+//! yield to nobody as well.
+//!
 //! What a thread of the idle class has taken it keeps. One that was kept from its core for long learns that the machine has
 //! none to spare: those threads rest then for [`REST`], lest a login take seconds, or a lock be held that long.
 
@@ -17,10 +20,13 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::sys::priority;
 use crate::time::Micros;
-use steps::Steps;
+use steps::{Patience, Steps};
 
 /// How long a step may wait for an idle core.
 const PATIENCE: Micros = Micros::from_millis(20);
+
+/// How long a step may wait because others have precedence.
+const LONG_PATIENCE: Micros = Micros::from_millis(100);
 
 /// A step that took so much longer than its processor time did not get the core.
 const KEPT_WAITING: Micros = Micros::from_millis(50);
@@ -42,7 +48,8 @@ pub struct Helpers {
 impl Helpers {
     #[must_use]
     pub fn new(threads: usize, have_cores: bool) -> Arc<Self> {
-        Arc::new(Self { steps: Steps::new(PATIENCE), started: Mutex::new(false), threads, have_cores })
+        let patience = Patience { any: PATIENCE, all: LONG_PATIENCE };
+        Arc::new(Self { steps: Steps::new(patience), started: Mutex::new(false), threads, have_cores })
     }
 
     /// Are there more cores than workers?
@@ -67,7 +74,8 @@ impl Helpers {
             let started = std::thread::Builder::new().name("handshakes".to_owned()).spawn(move || run(&helpers));
             started.map_err(|error| tracing::error!("cannot start a thread for TLS handshakes: {error}")).is_ok()
         };
-        (0..self.threads).fold(false, |any, _| spawn(Self::run_idle) | spawn(Self::run_nice) | any)
+        (0..self.threads)
+            .fold(false, |any, _| spawn(Self::run_idle) | spawn(Self::run_nice) | spawn(Self::run_plain) | any)
     }
 
     fn run_idle(&self) {
@@ -89,6 +97,13 @@ impl Helpers {
         priority::stand_back();
         loop {
             let step = self.steps.overdue(Clock::now);
+            step();
+        }
+    }
+
+    fn run_plain(&self) {
+        loop {
+            let step = self.steps.long_overdue(Clock::now);
             step();
         }
     }

@@ -15,7 +15,17 @@ where
     line: P::Mutex<Line<S>>,
     idle: P::Condvar,
     nice: P::Condvar,
-    patience: Micros,
+    plain: P::Condvar,
+    patience: Patience,
+}
+
+/// How long a step waits for which threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For those that take any, before those take it that take overdue ones only.
+    pub any: Micros,
+    /// For all of these, before threads with no less precedence than others help them.
+    pub all: Micros,
 }
 
 struct Line<S> {
@@ -25,23 +35,25 @@ struct Line<S> {
 }
 
 impl<S: Send + 'static, P: Primitives> Steps<S, P> {
-    /// `patience`: how long a step waits for a thread that takes any, before those take it that take overdue ones only.
     #[must_use]
-    pub fn new(patience: Micros) -> Self {
-        let (idle, nice) = (P::Condvar::default(), P::Condvar::default());
+    pub fn new(patience: Patience) -> Self {
+        let [idle, nice, plain] = std::array::from_fn(|_| P::Condvar::default());
         let line = Line { waiting: VecDeque::new(), rests_until: Micros::ZERO };
-        Self { line: P::mutex(line), idle, nice, patience }
+        Self { line: P::mutex(line), idle, nice, plain, patience }
     }
 
     /// `since`: it has waited elsewhere from then on.
     pub fn push(&self, step: S, since: Micros) {
-        let first = {
+        let (first, late) = {
             let mut line = P::lock(&self.line);
             let place = line.waiting.iter().rposition(|(other, _)| *other <= since).map_or(0, |before| before + 1);
             line.waiting.insert(place, (since, step));
-            place == 0
+            (place == 0, since.since(line.waiting[0].0) >= self.patience.all)
         };
         P::notify_one(&self.idle);
+        if late {
+            P::notify_one(&self.plain);
+        }
         if first {
             P::notify_one(&self.nice);
         }
@@ -69,7 +81,8 @@ impl<S: Send + 'static, P: Primitives> Steps<S, P> {
         }
     }
 
-    /// Waits for a step that has waited too long; `now` reads the clock.
+    /// Waits for a step that has waited too long, and calls for help if the next one has waited far too long; `now` reads the
+    /// clock.
     pub fn overdue(&self, now: impl Fn() -> Micros) -> S {
         let mut line = P::lock(&self.line);
         loop {
@@ -79,14 +92,29 @@ impl<S: Send + 'static, P: Primitives> Steps<S, P> {
             };
             let now = now();
             let resting = line.rests_until > now;
-            let left = if resting { Micros::ZERO } else { (since + self.patience).since(now) };
+            let left = if resting { Micros::ZERO } else { (since + self.patience.any).since(now) };
             if !left.is_zero() {
                 P::wait_for(&self.nice, &mut line, Duration::from_micros(left.0));
             } else if let Some((_, step)) = line.waiting.pop_front() {
-                if !line.waiting.is_empty() {
+                if let Some((since, _)) = line.waiting.front() {
                     P::notify_one(&self.nice);
+                    if now.since(*since) >= self.patience.all {
+                        P::notify_one(&self.plain);
+                    }
                 }
                 return step;
+            }
+        }
+    }
+
+    /// Waits to be called for help with a step; `now` reads the clock.
+    pub fn long_overdue(&self, now: impl Fn() -> Micros) -> S {
+        let mut line = P::lock(&self.line);
+        loop {
+            let late = line.waiting.front().is_some_and(|(since, _)| now().since(*since) >= self.patience.all);
+            match late.then(|| line.waiting.pop_front()).flatten() {
+                Some((_, step)) => return step,
+                None => P::wait(&self.plain, &mut line),
             }
         }
     }
@@ -97,9 +125,11 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
+    const PATIENCE: Patience = Patience { any: Micros(1000), all: Micros(5000) };
+
     #[test]
     fn who_has_waited_longest_is_first() {
-        let steps: Steps<u32> = Steps::new(Micros(1000));
+        let steps: Steps<u32> = Steps::new(PATIENCE);
         for (step, since) in [(1, 10), (2, 30), (3, 20), (4, 5), (5, 30)] {
             steps.push(step, Micros(since));
         }
@@ -110,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_waits_during_a_rest_is_overdue_at_once() {
-        let steps: Steps<u32> = Steps::new(Micros(1000));
+        let steps: Steps<u32> = Steps::new(PATIENCE);
         let time = Cell::new(Micros(1));
         let now = || time.get();
         steps.push(1, now());
@@ -126,5 +156,19 @@ mod tests {
             Micros(200 * looks.get())
         };
         assert_eq!((steps.next(later), looks.get()), (3, 3));
+    }
+
+    #[test]
+    fn what_has_waited_far_too_long_is_for_everybody() {
+        let steps: Steps<u32> = Steps::new(PATIENCE);
+        for (step, since) in [(1, 10), (2, 20), (3, 30)] {
+            steps.push(step, Micros(since));
+        }
+        assert_eq!(steps.long_overdue(|| Micros(5_010)), 1);
+        // a clock that goes on when it is looked at: it is too early, and nobody calls
+        let time = Cell::new(Micros(5_019));
+        let now = || time.replace(Micros(5_020));
+        assert_eq!(steps.overdue(now), 2, "by those who take what is overdue");
+        assert_eq!(steps.long_overdue(|| Micros(5_030)), 3);
     }
 }

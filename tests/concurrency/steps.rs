@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pgusher::helpers::steps::Steps;
+use pgusher::helpers::steps::{Patience, Steps};
 use pgusher::time::Micros;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::{Arc, Mutex};
@@ -13,10 +13,12 @@ use super::scheduled::Scheduled;
 
 const STEPS: u64 = 4;
 
+const PATIENCE: Patience = Patience { any: Micros(10), all: Micros(20) };
+
 /// Steps come, `idle` threads take any, unless they rest, and `nice` ones those that are overdue. A step without a number sends
 /// one thread home.
 fn scene(idle: usize, nice: usize, rests: Micros) {
-    let steps: Arc<Steps<Option<u64>, Scheduled>> = Arc::new(Steps::new(Micros(10)));
+    let steps: Arc<Steps<Option<u64>, Scheduled>> = Arc::new(Steps::new(PATIENCE));
     let computed = Arc::new(Mutex::new(Vec::new()));
     let clock = Arc::new(AtomicU64::new(1));
     let threads: Vec<_> = (0..idle + nice)
@@ -54,4 +56,33 @@ fn every_step_is_computed_once() {
 fn what_nobody_takes_in_time_is_taken_by_others() {
     in_many_orders(200, || scene(0, 2, Micros::ZERO));
     in_many_orders(200, || scene(1, 1, Micros(40)));
+}
+
+/// One thread takes an overdue step and is kept from its core with it. It has called for help.
+#[test]
+fn what_has_waited_far_too_long_is_taken_by_everybody() {
+    in_many_orders(200, || {
+        let steps: Arc<Steps<u64, Scheduled>> = Arc::new(Steps::new(PATIENCE));
+        let now = || PATIENCE.all + Micros(1);
+        let helping = steps.clone();
+        let helper = thread::spawn(move || (1..STEPS).map(|_| helping.long_overdue(now)).collect::<Vec<_>>());
+        (0..STEPS).for_each(|step| steps.push(step, Micros(1)));
+        let mut taken = vec![steps.overdue(now)];
+        taken.extend(helper.join().expect("it was called"));
+        taken.sort_unstable();
+        assert_eq!(taken, (0..STEPS).collect::<Vec<_>>());
+    });
+}
+
+/// As before, but the threads that take overdue steps have each taken one before the others came.
+#[test]
+fn who_comes_calls_for_help_with_who_has_waited_far_too_long() {
+    in_many_orders(200, || {
+        let steps: Arc<Steps<u64, Scheduled>> = Arc::new(Steps::new(PATIENCE));
+        let helping = steps.clone();
+        let helper = thread::spawn(move || helping.long_overdue(|| PATIENCE.all + Micros(1)));
+        steps.push(0, Micros(1));
+        steps.push(1, PATIENCE.all + Micros(1));
+        assert_eq!(helper.join().expect("it was called"), 0);
+    });
 }
