@@ -154,56 +154,6 @@ def streams(yard):
     return table
 
 
-def logins(yard):
-    """CPU time of a login with one query and goodbye, 16 at a time: passwords and TLS."""
-    table = Table("Logins", ["", "ours, CPU µs", "other, CPU µs", "ratio", "ours, logins/s", "other, logins/s", "ours, p99 ms", "other, p99 ms"])
-    kinds = {
-        "trust": {}, "md5": {"auth": "md5"}, "SCRAM": {"auth": "scram-sha-256"},
-        "TLS, RSA 2048": {"tls": certificate(yard.dir, "rsa")}, "TLS, ECDSA P-256": {"tls": certificate(yard.dir, "ecdsa")},
-    }
-    for label, start in kinds.items():
-        measure = {label: lambda c: yard.load(c, clients=16, relogin=1, tls=int("tls" in start))}
-        samples = yard.interleaved(measure, **start)
-        ours, other = samples[label, "ours"], samples[label, "other"]
-        mine, theirs = per_transaction(ours), per_transaction(other)
-        tails = [middle([one["p99_us"] / 1000 for one in seen], 1) for seen in (ours, other)]
-        table.row(label, spread(mine, 0), spread(theirs, 0), ratio(mine, theirs), middle(rate(ours), 0), middle(rate(other), 0), *tails)
-    table.note(STAR + " Each handshake is a full one.")
-    return table
-
-
-def storm(yard, running=20, a_second=200):
-    """20 clients that run, and whether they feel 200 logins a second with TLS and SCRAM; ours with two workers, nobody pinned."""
-    table = Table("A storm of logins", ["", "p99, µs", "with logins, µs", "ratio", "with logins elsewhere", "logins/s", "a login, p50 / p99 ms"])
-    contenders = [yard.contender("ours, 2 workers", yard.ours_program, {"worker_threads": 2}), yard.other]
-    seconds = max(yard.seconds, 1.2)
-
-    def calm(contender, sql):
-        return yard.load(contender, split=False, clients=running, sql=sql, seconds=seconds)
-
-    def stormy(contender, stormed, sql):
-        logging_in = yard.kit.begin(stormed, split=False, clients=8, relogin=1, tls=1, rate=a_second, warmup=0.3, seconds=seconds + 0.2)
-        seen = yard.load(contender, split=False, clients=running, sql=sql, seconds=seconds, warmup=0.5)
-        return seen | {"logins": yard.kit.finish(stormed, logging_in)}
-
-    elsewhere = dict(zip(contenders, reversed(contenders)))
-    for kind, what, sql in (("rsa", "SELECT 1", "SELECT 1"), ("rsa", "queries of 1 ms", "delay"), ("ecdsa", "queries of 1 ms", "delay")):
-        cases = {"without": lambda c, q=sql: calm(c, q), "with": lambda c, q=sql: stormy(c, c, q),
-                 "elsewhere": lambda c, q=sql: stormy(c, elsewhere[c], q)}
-        start = {"auth": "scram-sha-256", "tls": certificate(yard.dir, kind), "client_tls_sslmode": "allow", "split": False}
-        with yard.kit.anywhere():
-            samples = yard.interleaved(cases, contenders, rounds=min(yard.rounds, 6), **start)
-        for contender in contenders:
-            before, after, aside = (column(samples[label, contender.name], "p99_us") for label in cases)
-            logins = column(samples["with", contender.name], "logins")
-            took = " / ".join(middle([one[key] / 1000 for one in logins], 1) for key in ("p50_us", "p99_us"))
-            table.row(f"{kind.upper()}, {what}: {contender.name}", spread(before, 0), spread(after, 0), ratio(after, before),
-                      ratio(aside, before), middle(rate(logins), 0), took)
-    table.note(f"{STAR} {running} clients ask all the time; generators and backend have no cores of their own. Elsewhere: the logins go to "
-               "the other pooler of the table, which shows what they do to a machine of so few cores, whoever is logged in to.")
-    return table
-
-
 def fairness(yard):
     """200 clients over 10 servers, each transaction holds its server for a millisecond: the longest wait against the median."""
     table = Table("Fairness", ["", "in turns, longest / median", "in time, longest / median", "in time, p99 / median", "least / most served"])
