@@ -44,8 +44,7 @@ def half_a_core():
 
 def by_several(yard, contender, generators=2, **options):
     """Logins a second of several generators together."""
-    options |= {"warmup": min(0.3, yard.seconds / 2), "seconds": yard.seconds}
-    running = [yard.kit.begin(contender, split=False, **options) for _ in range(generators)]
+    running = [yard.kit.begin(contender, split=False, **yard.timed(options)) for _ in range(generators)]
     return sum(rate([yard.kit.finish(contender, one) for one in running]))
 
 

@@ -55,8 +55,12 @@ class Yard:
                     contender.stop()
         return samples
 
+    def timed(self, options):
+        """Options of a load with the time that it takes, unless they say otherwise."""
+        return {"warmup": min(0.3, self.seconds / 2), "seconds": self.seconds, **options}
+
     def load(self, contender, **options):
-        seen = self.kit.load(contender, **{"warmup": min(0.3, self.seconds / 2), "seconds": self.seconds, **options})
+        seen = self.kit.load(contender, **self.timed(options))
         if not seen["transactions"] and not seen["bytes"]:
             raise SystemExit(f"{contender.name} has done nothing in {self.seconds} s ({options}): more --seconds?")
         return seen
