@@ -104,6 +104,7 @@ def make_pooler(request, binary, pg):
         return pooler.start() if start else pooler
 
     request.node.poolers = made
+    pg.no_clients()
     yield make
     complaints = []
     for pooler in made:

@@ -13,7 +13,6 @@ DB = "enterprisescanner"
 @pytest.fixture(params=["md5", "scram-sha-256"])
 def deployment(request, make_pooler, pg):
     """The deployment's own configuration; PostgreSQL keeps the password as md5 or as SCRAM secret."""
-    pg.no_clients()
     pg.sql(f"SET password_encryption = '{request.param}'")
     pg.sql("ALTER ROLE admin PASSWORD 'SecurePass2024!'")
     pg.sql("ALTER ROLE scanner PASSWORD 'scanner-secret'")

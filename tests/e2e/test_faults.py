@@ -24,11 +24,7 @@ GROWTH_KB = 4096
 
 
 @pytest.fixture
-def start(make_pooler, binary, workers, pg):
-    # an earlier test may have left PostgreSQL in its recovery
-    until(lambda: pg._answers(), 20)
-    pg.no_clients()
-
+def start(make_pooler, binary, workers):
     def make(**ini):
         if binary.ours:
             ini["worker_threads"] = workers

@@ -30,7 +30,6 @@ def at_rest(pooler, clients=0):
                    "tcp_keepcnt=2 their lines and servers are free within 3 s + 2 s; the line behind them is served")
 @pytest.mark.goal("G18")
 def test_half_open_clients(make_pooler, pg, measured):
-    pg.no_clients()
     pooler = make_pooler(ini={"default_pool_size": 4, "tcp_keepalive": 1, "tcp_keepidle": 1, "tcp_keepintvl": 1, "tcp_keepcnt": 2})
     print_ = Footprint(pooler)
     gone = [pooler.login() for _ in range(40)]

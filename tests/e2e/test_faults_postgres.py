@@ -65,7 +65,6 @@ def served(pooler):
                    "clients of another database do not wait")
 @pytest.mark.goal("G10")
 def test_hung_backends_cost_their_clients_alone(make_pooler, pg, measured):
-    pg.no_clients()
     pooler = make_pooler(ini={"default_pool_size": 2, "query_timeout": 1})
     with Honest(pooler, dbname="p1") as others:
         others.goes_on()
@@ -180,7 +179,6 @@ class served_again(Background):
                    "is cut")
 @pytest.mark.goal("G7")
 def test_no_connection_left_at_postgresql(make_pooler, pg, measured, request):
-    pg.no_clients()
     pg.sql("ALTER ROLE app CONNECTION LIMIT 2")
     request.addfinalizer(lambda: pg.sql("ALTER ROLE app CONNECTION LIMIT -1"))
     pooler = make_pooler(ini={"default_pool_size": 10, "query_wait_timeout": 20})

@@ -20,7 +20,6 @@ def begin(wires):
 
 
 def test_pool_size_is_never_exceeded(make_pooler, pg):
-    pg.no_clients()
     pooler = make_pooler(ini={"default_pool_size": 4})
     with Sampler(lambda: len(pg.backends("p0"))) as servers:
         with Background(transactions(pooler), threads=20) as load:
@@ -29,7 +28,6 @@ def test_pool_size_is_never_exceeded(make_pooler, pg):
 
 
 def test_size_of_the_entry_and_of_the_user(make_pooler, binary, pg):
-    pg.no_clients()
     users = {"app2": {"pool_size": 1}} if binary.version >= (1, 23) else {}
     pooler = make_pooler(start=False, ini={"default_pool_size": 5}, users=users)
     pooler.databases["p0"] = pooler.backend(pool_size=2)
@@ -45,7 +43,6 @@ def test_size_of_the_entry_and_of_the_user(make_pooler, binary, pg):
 
 
 def test_reserve_pool(make_pooler, pg):
-    pg.no_clients()
     pooler = make_pooler(ini={"default_pool_size": 2, "reserve_pool_size": 1, "reserve_pool_timeout": 3})
     clients = [pooler.login() for _ in range(5)]
     begin(clients)
@@ -57,7 +54,6 @@ def test_reserve_pool(make_pooler, pg):
 
 
 def test_max_db_connections_evicts_the_idle_server_of_another_user(make_pooler, pg):
-    pg.no_clients()
     pooler = make_pooler(ini={"max_db_connections": 2, "default_pool_size": 5})
     with pooler.login("app") as a, pooler.login("app") as a2:
         a.query("BEGIN"), a2.query("BEGIN")
@@ -73,7 +69,6 @@ def test_max_db_connections_evicts_the_idle_server_of_another_user(make_pooler, 
 
 
 def test_two_users_share_max_db_connections_under_load(make_pooler, pg):
-    pg.no_clients()
     pooler = make_pooler(ini={"max_db_connections": 3, "default_pool_size": 3})
     with Sampler(lambda: int(next(d for d in pooler.show("DATABASES") if d["name"] == "p0")["current_connections"])) as servers:
         with Background(transactions(pooler, "app"), threads=5) as one, Background(transactions(pooler, "app2"), threads=5) as two:
@@ -82,7 +77,6 @@ def test_two_users_share_max_db_connections_under_load(make_pooler, pg):
 
 
 def test_max_user_connections_over_databases(make_pooler, pg):
-    pg.no_clients()
     pooler = make_pooler(ini={"max_user_connections": 2, "default_pool_size": 5})
     p0 = [pooler.login("app", "p0") for _ in range(2)]
     for wire in p0:
@@ -151,7 +145,6 @@ def test_strangers_keep_a_share_of_max_client_conn(make_pooler, measured, worker
 @pytest.mark.parametrize("lookups", ["wait", "run"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_strangers_who_are_looked_up_keep_no_more(make_pooler, pg, measured, workers, lookups):
-    pg.no_clients()
     with Gate(pg.port) as gate:
         gate.shut = lookups == "wait"
         pooler = make_pooler(start=False, ini={"max_client_conn": 20, "client_login_timeout": 60, "worker_threads": workers, "auth_user": "admin",
@@ -174,7 +167,6 @@ def test_strangers_who_are_looked_up_keep_no_more(make_pooler, pg, measured, wor
             until(lambda: shown(console, "POOLS", "p1", "cl_waiting") == shown(console, "POOLS", "p1", "sv_active") == 0, what="no lookup left")
         # what it opened for lookups and did not need stays with it otherwise
         pooler.stop()
-    pg.no_clients()
 
 
 @pytest.mark.ours
@@ -235,7 +227,6 @@ def listed(console, item):
 
 @pytest.mark.since("1.21")
 def test_forced_user_pool_is_warmed_up_without_clients(make_pooler, pg):
-    pg.no_clients()
     pooler = make_pooler(start=False)
     pooler.databases["p0"] = pooler.backend(user="app", password="app-secret", min_pool_size=3)
     pooler.write()

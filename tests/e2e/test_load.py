@@ -33,7 +33,6 @@ MODES = ["simple", "extended", pytest.param("prepared", marks=pytest.mark.since(
 @pytest.mark.parametrize("mode, script", [(mode, "-S") for mode in ["simple", "extended"]] + [
     ("simple", "-N"), ("extended", "-N"), pytest.param("prepared", "-S", marks=pytest.mark.since("1.24"))])
 def test_pgbench_with_64_clients(make_pooler, pg, accounts, mode, script):
-    pg.no_clients()
     pooler = make_pooler(ini={"default_pool_size": 10, "max_client_conn": 200})
     with Sampler(lambda: len(pg.backends("p0")), every=0.1) as servers:
         assert pgbench(pg, pooler, mode, script) > 100
@@ -69,7 +68,6 @@ def script(request, pg):
 def test_pgbench_prepared_and_pipelined(make_pooler, pg, accounts, script):
     """A server has each statement once, however many clients prepare it."""
     path, statements = script
-    pg.no_clients()
     pooler = make_pooler(ini={"default_pool_size": 5, "max_client_conn": 200})
     # in a number of seconds some of the clients may not get to their first transaction
     each = 10 * int(PGBENCH_SECONDS)
@@ -86,7 +84,6 @@ def test_pgbench_prepared_and_pipelined(make_pooler, pg, accounts, script):
 @pytest.mark.since("1.24")
 def test_postgresql_sees_each_statement_parsed_once_for_each_server(make_pooler, pg, accounts, request):
     """PostgreSQL's own log is the witness."""
-    pg.no_clients()
     pg.sql("ALTER ROLE app SET log_min_duration_statement = 0")
     request.addfinalizer(lambda: pg.sql("ALTER ROLE app RESET log_min_duration_statement"))
     before = len(pg.log())
@@ -129,7 +126,6 @@ def test_books_balance_after_concurrent_updates(make_pooler, pg, accounts):
 @pytest.mark.ours
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_limits_hold_over_all_workers(make_pooler, pg, accounts, workers):
-    pg.no_clients()
     pooler = make_pooler(ini={"worker_threads": workers, "default_pool_size": 5, "max_client_conn": 200})
     assert pooler.setting("worker_threads") == str(workers)
     with Sampler(lambda: len(pg.backends("p0"))) as servers:

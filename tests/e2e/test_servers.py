@@ -274,7 +274,6 @@ def test_connect_query(make_pooler):
 
 def test_too_many_servers_for_postgresql(make_pooler, pg):
     """PostgreSQL refuses more connections: those who have none wait or are told, the others go on."""
-    pg.no_clients()
     pg.sql("ALTER ROLE app CONNECTION LIMIT 2")
     try:
         pooler = make_pooler(ini={"default_pool_size": 10})

@@ -138,7 +138,6 @@ def test_notice_to_a_queued_client(make_pooler):
 
 
 def test_server_idle_timeout(make_pooler, pg):
-    pg.no_clients()
     pooler = make_pooler(ini={"server_idle_timeout": 1})
     with pooler.login() as wire:
         wire.query("SELECT 1")
@@ -148,7 +147,6 @@ def test_server_idle_timeout(make_pooler, pg):
 
 
 def test_server_idle_timeout_keeps_min_pool_size(make_pooler, pg):
-    pg.no_clients()
     pooler = make_pooler(ini={"server_idle_timeout": 1, "min_pool_size": 2})
     with pooler.login(), pooler.login() as a, pooler.login() as b, pooler.login() as c:
         for wire in (a, b, c):

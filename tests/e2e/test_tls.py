@@ -688,7 +688,6 @@ class cut_up:
 
 def test_large_data_both_ways(tls_pooler, pg):
     pooler = tls_pooler("require")
-    pg.no_clients()
     line = b"x" * 99 + b"\n"
     count = 300_000
     with pooler.connect(sslmode="require") as connection:

@@ -14,7 +14,6 @@ JDBC_JAR = "/usr/share/java/postgresql.jar"
 
 def prepare(pg):
     """The table that all drivers write to; each client leaves rows (client, 0..99, 'client-n')."""
-    pg.no_clients()
     pg.run_psql("p0", "DROP TABLE IF EXISTS driver_work")
     pg.run_psql("p0", "CREATE TABLE driver_work (client int, n int, t text, PRIMARY KEY (client, n))")
     pg.run_psql("p0", "GRANT ALL ON driver_work TO app")

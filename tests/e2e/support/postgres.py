@@ -155,5 +155,8 @@ class Postgres:
 
     def no_clients(self):
         """Ends what earlier tests left running (PostgreSQL notices a client that is gone only after its statement)."""
-        self.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY(%s)", list(DATABASES))
-        system.until(lambda: not any(self.backends(name) for name in DATABASES), what="no backend left from before")
+        # one of them may have left PostgreSQL in its recovery
+        system.until(self._answers, 20)
+        theirs = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = ANY(%s)"
+        self.sql(f"SELECT pg_terminate_backend(pid) {theirs}", list(DATABASES))
+        system.until(lambda: not self.sql(f"SELECT pid {theirs}", list(DATABASES)), what="no backend left from before")
