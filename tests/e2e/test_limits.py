@@ -68,7 +68,7 @@ def test_max_db_connections_evicts_the_idle_server_of_another_user(make_pooler, 
         assert a.query("SELECT 1").value == "1"
 
 
-def test_two_users_share_max_db_connections_under_load(make_pooler, pg):
+def test_two_users_share_max_db_connections_under_load(make_pooler):
     pooler = make_pooler(ini={"max_db_connections": 3, "default_pool_size": 3})
     with Sampler(lambda: int(next(d for d in pooler.show("DATABASES") if d["name"] == "p0")["current_connections"])) as servers:
         with Background(transactions(pooler, "app"), threads=5) as one, Background(transactions(pooler, "app2"), threads=5) as two:

@@ -686,7 +686,7 @@ class cut_up:
             pass
 
 
-def test_large_data_both_ways(tls_pooler, pg):
+def test_large_data_both_ways(tls_pooler):
     pooler = tls_pooler("require")
     line = b"x" * 99 + b"\n"
     count = 300_000
