@@ -48,13 +48,33 @@ impl Clock {
     /// Unix seconds of a point in core time, for SHOW.
     #[must_use]
     pub fn unix_secs(at: Micros) -> i64 {
+        Self::wall().unix_secs(at)
+    }
+
+    /// How core time and time of day go together now.
+    #[must_use]
+    pub fn wall() -> Wall {
         let fresh = Self::wall_us().saturating_sub(signed(Self::now()));
         let kept = WALL_OFFSET_US.load(Ordering::Relaxed);
         let offset = if kept.abs_diff(fresh) > STEP_US { fresh } else { kept };
         if offset != kept {
             WALL_OFFSET_US.store(offset, Ordering::Relaxed);
         }
-        offset.saturating_add(signed(at)).div_euclid(1_000_000)
+        Wall { offset_us: offset }
+    }
+}
+
+/// Makes times of day of points in core time, many of them without reading the clock again.
+#[derive(Clone, Copy, Debug)]
+pub struct Wall {
+    offset_us: i64,
+}
+
+impl Wall {
+    /// Unix seconds.
+    #[must_use]
+    pub fn unix_secs(self, at: Micros) -> i64 {
+        self.offset_us.saturating_add(signed(at)).div_euclid(1_000_000)
     }
 }
 

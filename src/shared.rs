@@ -7,7 +7,7 @@ mod cells;
 pub mod inbox;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -465,6 +465,8 @@ pub struct Shared {
     /// Where servers without a host are, and the port of our own Unix socket.
     pub unix_socket_dir: PathBuf,
     pub listen_port: u16,
+    /// The near end of every TCP client, where there is just one.
+    pub tcp_address: Option<SocketAddr>,
     pub uid: u32,
     pub guard: Guard,
     /// Statistics of the console's own pool.
@@ -486,6 +488,7 @@ impl Shared {
         mock_key: [u8; 32],
         unix_socket_dir: PathBuf,
         listen_port: u16,
+        tcp_address: Option<SocketAddr>,
         uid: u32,
     ) -> Self {
         Self {
@@ -504,6 +507,7 @@ impl Shared {
             mock_key,
             unix_socket_dir,
             listen_port,
+            tcp_address,
             uid,
             guard: Guard::default(),
             console_counters: Mutex::default(),

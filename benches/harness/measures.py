@@ -197,7 +197,7 @@ def crowd(yard, active=100, total=10_000):
             return seen
         return measure
 
-    samples = yard.interleaved({label: case(*way) for label, way in ways.items()}, rounds=min(yard.rounds, 5))
+    samples = yard.interleaved({label: case(*way) for label, way in ways.items()})
     for process in holding.values():
         yard.kit.abandon(process)
     for label, (_, command) in ways.items():

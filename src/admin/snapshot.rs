@@ -4,6 +4,7 @@
 //! sockets of one list keep theirs. Times of day are unix seconds and become text when shown.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::stats::{Averages, Counters};
@@ -106,6 +107,22 @@ impl SocketState {
     }
 }
 
+/// One end of a socket as SHOW prints it, without its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(IpAddr),
+    Unix,
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(ip) => ip.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
 /// How far a socket's input has come, bytes from the start of its buffer. A socket whose console query is being answered
 /// holds that query: [`Buffers::holding`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,10 +158,9 @@ pub struct SocketRow {
     /// Login user of a client, user used towards a server; `None` while unknown.
     pub user: Option<Arc<str>>,
     pub replication: Replication,
-    /// Peer address, or `unix`.
-    pub addr: String,
+    pub addr: Address,
     pub port: u16,
-    pub local_addr: String,
+    pub local_addr: Address,
     pub local_port: u16,
     /// Unix seconds.
     pub connect_time: i64,
@@ -165,7 +181,8 @@ pub struct SocketRow {
     /// Never given twice; shown as [`shown_id`].
     pub id: u64,
     pub buffers: Buffers,
-    pub handover: Handover,
+    /// For SHOW FDS alone.
+    pub handover: Option<Box<Handover>>,
 }
 
 /// What SHOW FDS says of a socket beyond the other views.
@@ -267,7 +284,7 @@ pub struct DnsHostRow {
     /// Seconds until the next lookup.
     pub ttl: u64,
     /// Without ports.
-    pub addrs: Vec<std::net::IpAddr>,
+    pub addrs: Vec<IpAddr>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

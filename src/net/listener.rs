@@ -288,6 +288,15 @@ fn grant_rights(path: &Path, options: &ListenOptions) -> Result<(), Fatal> {
 }
 
 impl Listeners {
+    /// Where all TCP clients come in, if there is one such address.
+    #[must_use]
+    pub fn only_tcp_address(&self) -> Option<SocketAddr> {
+        match &self.tcp[..] {
+            [only] if !only.addr.ip().is_unspecified() => Some(only.addr),
+            _ => None,
+        }
+    }
+
     /// Takes in a listening socket of another process. `unix_path` is where that process has its Unix socket.
     ///
     /// # Errors

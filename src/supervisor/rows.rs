@@ -1,8 +1,9 @@
 //! The picture of the process for SHOW, gathered from pools and workers.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,22 +27,51 @@ use crate::worker::server::Server;
 
 /// What lists of sockets need while they are written. Many connections share few seconds.
 #[derive(Default)]
-pub(super) struct SocketLists(RefCell<HashMap<i64, String>>);
+pub(super) struct SocketLists {
+    times: RefCell<HashMap<i64, Rc<str>>>,
+    pace: Pace,
+}
 
 impl show::Shell for SocketLists {
-    fn time(&self, unix_secs: i64) -> String {
-        self.0.borrow_mut().entry(unix_secs).or_insert_with_key(|&secs| format_local(secs)).clone()
+    fn time(&self, unix_secs: i64) -> Rc<str> {
+        self.times.borrow_mut().entry(unix_secs).or_insert_with_key(|&secs| format_local(secs).into()).clone()
     }
 
     fn give_way(&self) {
-        give_way();
+        self.pace.give_way();
     }
 }
 
-/// Lets a worker on this core go first, which would wait for the end of a slice of some milliseconds otherwise. Yielding is not
-/// enough: who has slept has credit, and while he has, the kernel gives him back what he yields.
-fn give_way() {
-    std::thread::sleep(Duration::from_micros(20));
+/// What a thread that makes long lists does at a time.
+const AT_ONCE: Micros = Micros(100);
+
+/// How many times as long it rests then: a worker on its core keeps three quarters of that. Yielding would not do, for who has
+/// slept has credit, and while he has, the kernel gives him back what he yields; nor would a short sleep, which earns more of it.
+const REST: u64 = 3;
+
+/// What the thread has done besides is not rested for.
+const LONGEST_REST: Micros = Micros(2_000);
+
+/// Keeps this thread's claim on its core low.
+struct Pace {
+    /// Processor time that the thread had had when it last rested.
+    rested: Cell<Micros>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { rested: Cell::new(Clock::of_thread()) }
+    }
+}
+
+impl Pace {
+    fn give_way(&self) {
+        let spent = Clock::of_thread().since(self.rested.get());
+        if spent >= AT_ONCE {
+            std::thread::sleep(Duration::from_micros(spent.0.saturating_mul(REST).min(LONGEST_REST.0)));
+            self.rested.set(Clock::of_thread());
+        }
+    }
 }
 
 /// Rows of sockets, list by list: thousands of them are not moved about, and freed a few at a time.
@@ -50,10 +80,11 @@ pub(super) struct Sockets(Vec<Vec<SocketRow>>);
 
 impl Drop for Sockets {
     fn drop(&mut self) {
+        let pace = Pace::default();
         for list in &mut self.0 {
             while list.len() > show::AT_A_TIME {
                 list.truncate(list.len() - show::AT_A_TIME);
-                give_way();
+                pace.give_way();
             }
         }
     }
@@ -96,7 +127,7 @@ impl Supervisor {
 
     fn parked_rows(&self, handover: bool) -> Vec<SocketRow> {
         let mut rows = Vec::new();
-        let listen_port = self.shared.listen_port;
+        let (wall, listen_port) = (Clock::wall(), self.shared.listen_port);
         self.shared.broker.lock().pools.server_rows(|row| {
             let Some(conn) = row.conn else { return };
             let state = match row.state {
@@ -106,7 +137,7 @@ impl Supervisor {
                 ServerState::Active => SocketState::SvActive,
                 _ => SocketState::SvIdle,
             };
-            let mut shown = server_row(conn, state, listen_port, handover);
+            let mut shown = server_row(conn, state, wall, listen_port, handover);
             shown.close_needed = row.close_needed;
             rows.push(shown);
         });

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::admin::snapshot::Address;
 use crate::log::{Conn, Side};
 
 /// Address of a peer.
@@ -43,9 +44,14 @@ impl PeerAddr {
     /// The address as SHOW prints it: without brackets, `unix` for Unix sockets.
     #[must_use]
     pub fn show(self) -> String {
+        self.address().to_string()
+    }
+
+    #[must_use]
+    pub const fn address(self) -> Address {
         match self {
-            Self::Tcp(addr) => addr.ip().to_string(),
-            Self::Unix { .. } => "unix".to_owned(),
+            Self::Tcp(addr) => Address::Tcp(addr.ip()),
+            Self::Unix { .. } => Address::Unix,
         }
     }
 

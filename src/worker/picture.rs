@@ -4,13 +4,14 @@
 //! of whom there may be thousands, a slice at a time between the turns of those who work.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::admin::snapshot::{Buffers, Handover, Home, SocketRow, SocketState};
-use crate::clock::Clock;
+use crate::admin::snapshot::{Address, Buffers, Handover, Home, SocketRow, SocketState};
+use crate::clock::{Clock, Wall};
 use crate::config::CONSOLE_DATABASE;
 use crate::id::ServerId;
 use crate::net::stream::Socket;
@@ -35,8 +36,8 @@ pub(super) const APPLICATION_NAME: usize = 4;
 /// The positions of those that PgBouncer hands to a successor: date style, encoding, time zone, standard strings.
 pub(crate) const TRACKED: [usize; 4] = [DATESTYLE, CLIENT_ENCODING, TIMEZONE, STD_STRINGS];
 
-/// Most clients listed before traffic gets its turn: some ten microseconds.
-const SLICE: u32 = 32;
+/// Most clients listed before traffic gets its turn: some twenty microseconds.
+const SLICE: u32 = 64;
 
 /// What is to be listed.
 #[derive(Debug)]
@@ -77,7 +78,8 @@ impl Worker {
         let to = listing.next.saturating_add(SLICE).min(self.clients.slots());
         let clients = (listing.next..to).filter_map(|index| self.clients.at(index));
         let others = clients.filter(|client| !listing.listed.contains(&client.id));
-        listing.rows.extend(others.map(|client| self.client_row(client, listing.handover)));
+        let wall = Clock::wall();
+        listing.rows.extend(others.map(|client| self.client_row(client, wall, listing.handover)));
         listing.next = to;
         if to < self.clients.slots() {
             self.listings.push(listing);
@@ -89,12 +91,13 @@ impl Worker {
     /// Servers in our hands with their clients, and the ids of these.
     fn busy_rows(&self, handover: bool) -> (Vec<SocketRow>, HashSet<u64>) {
         let (mut rows, mut linked, mut listed) = (Vec::new(), Vec::new(), HashSet::new());
-        let server_row = |server, state| server_row(server, state, self.shared.listen_port, handover);
+        let wall = Clock::wall();
+        let server_row = |server, state| server_row(server, state, wall, self.shared.listen_port, handover);
         // by the servers, of whom there are few
         for client in self.places.linked().filter_map(|client| self.clients.get(client)) {
             let Some(server) = &client.server else { continue };
             listed.insert(client.id);
-            rows.push(self.client_row(client, handover));
+            rows.push(self.client_row(client, wall, handover));
             let mut row = server_row(server, SocketState::SvActive);
             row.link = Some(client.ptr());
             linked.push((rows.len(), server.me));
@@ -106,7 +109,7 @@ impl Worker {
                 Place::Testing(server) => rows.push(server_row(server, SocketState::SvTested)),
                 Place::Draining { server, .. } => rows.push(server_row(server, SocketState::SvDraining)),
                 Place::Leaving(server) => rows.push(server_row(server, SocketState::SvIdle)),
-                Place::Opening(opening) => rows.push(self.opening_row(opening)),
+                Place::Opening(opening) => rows.push(self.opening_row(opening, wall)),
                 Place::Linked(_) | Place::Elsewhere => {}
             }
         }
@@ -126,7 +129,7 @@ impl Worker {
         if start.is_zero() { Micros::ZERO } else { self.now.since(start) }
     }
 
-    fn client_row(&self, client: &Client, with_handover: bool) -> SocketRow {
+    fn client_row(&self, client: &Client, wall: Wall, with_handover: bool) -> SocketRow {
         let home = match (&client.phase, &client.pool) {
             (Phase::Cancel(canceling), _) => canceling.pool.as_deref().map_or(Home::None, home_of),
             (Phase::Console(_), _) => Home::Pool { database: CONSOLE_DATABASE.into(), user: CONSOLE_DATABASE.into() },
@@ -142,7 +145,7 @@ impl Worker {
             Phase::Cancel(_) => SocketState::ClWaitingCancel,
         };
         let held = client.input.as_ref().map_or(0, |input| input.len());
-        let local = client.stream.socket().local_addr();
+        let local = self.near_end(client);
         let handover =
             || handover(client.stream.socket(), client.cancel_key, &client.side.vars, client.pool.as_deref());
         SocketRow {
@@ -150,12 +153,12 @@ impl Worker {
             state,
             user: client.user.clone(),
             replication: client.replication(),
-            addr: client.peer.show(),
+            addr: client.peer.address(),
             port: client.peer.port(),
             local_addr: local_addr(client.peer, local),
             local_port: local.map_or(self.shared.listen_port, |addr| addr.port()),
-            connect_time: Clock::unix_secs(client.connect_time),
-            request_time: Clock::unix_secs(client.request_time),
+            connect_time: wall.unix_secs(client.connect_time),
+            request_time: wall.unix_secs(client.request_time),
             wait: self.wait_of(client),
             close_needed: false,
             ptr: client.ptr(),
@@ -170,11 +173,19 @@ impl Worker {
                 Phase::Login(login) => Buffers::holding(login.received.len()),
                 _ => Buffers::holding(held),
             },
-            handover: with_handover.then(handover).unwrap_or_default(),
+            handover: with_handover.then(handover),
         }
     }
 
-    fn opening_row(&self, opening: &Opening) -> SocketRow {
+    /// Where a TCP client has come in. The system is asked only if that may be anywhere.
+    fn near_end(&self, client: &Client) -> Option<SocketAddr> {
+        match client.peer {
+            PeerAddr::Tcp(_) => self.shared.tcp_address.or_else(|| client.stream.socket().local_addr()),
+            PeerAddr::Unix { .. } => None,
+        }
+    }
+
+    fn opening_row(&self, opening: &Opening, wall: Wall) -> SocketRow {
         let pool = opening.pool();
         let local = opening.local_addr();
         let carrying = matches!(opening.stage, Stage::Carrying);
@@ -183,12 +194,12 @@ impl Worker {
             state: if carrying { SocketState::SvActiveCancel } else { SocketState::SvLogin },
             user: pool.peer_id.is_none().then(|| pool.user.clone()),
             replication: opening.replication(),
-            addr: opening.addr().show(),
+            addr: opening.addr().address(),
             port: opening.addr().port(),
             local_addr: local_addr(opening.addr(), local),
             local_port: local.map_or(self.shared.listen_port, |addr| addr.port()),
-            connect_time: Clock::unix_secs(opening.started),
-            request_time: Clock::unix_secs(opening.started),
+            connect_time: wall.unix_secs(opening.started),
+            request_time: wall.unix_secs(opening.started),
             wait: Micros::ZERO,
             close_needed: false,
             ptr: opening.ptr(),
@@ -199,7 +210,7 @@ impl Worker {
             prepared_statements: 0,
             id: opening.id(),
             buffers: Buffers::holding(0),
-            handover: Handover { fd: opening.fd(), ..Handover::default() },
+            handover: Some(Box::new(Handover { fd: opening.fd(), ..Handover::default() })),
         }
     }
 }
@@ -213,7 +224,13 @@ fn home_of(pool: &PoolShared) -> Home {
 }
 
 /// The row of a logged-in server.
-pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16, with_handover: bool) -> SocketRow {
+pub(crate) fn server_row(
+    server: &Server,
+    state: SocketState,
+    wall: Wall,
+    listen_port: u16,
+    with_handover: bool,
+) -> SocketRow {
     let local = server.local;
     let user: Arc<str> = server.pool.user.clone();
     let handover = || handover(server.stream.socket(), server.cancel_key, &server.side.vars, Some(&server.pool));
@@ -222,12 +239,12 @@ pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16, 
         state,
         user: Some(user),
         replication: server.replication,
-        addr: server.addr.show(),
+        addr: server.addr.address(),
         port: server.addr.port(),
         local_addr: local_addr(server.addr, local),
         local_port: local.map_or(listen_port, |addr| addr.port()),
-        connect_time: Clock::unix_secs(server.connect_time),
-        request_time: Clock::unix_secs(server.request_time),
+        connect_time: wall.unix_secs(server.connect_time),
+        request_time: wall.unix_secs(server.request_time),
         wait: Micros::ZERO,
         close_needed: false,
         ptr: server.ptr(),
@@ -241,18 +258,18 @@ pub(crate) fn server_row(server: &Server, state: SocketState, listen_port: u16, 
         prepared_statements: server.side.statements.len() as u64,
         id: server.id,
         buffers: Buffers::holding(server.stream.pending_bytes()),
-        handover: with_handover.then(handover).unwrap_or_default(),
+        handover: with_handover.then(handover),
     }
 }
 
-fn handover(socket: &Socket, cancel_key: [u8; 8], vars: &Vars, pool: Option<&PoolShared>) -> Handover {
+fn handover(socket: &Socket, cancel_key: [u8; 8], vars: &Vars, pool: Option<&PoolShared>) -> Box<Handover> {
     let value = |index| vars.get(index).map(str::to_owned);
     let (keys, secret) = pool.map_or((None, None), |pool| {
         let logins = pool.logins.lock();
         let secret = logins.accepted.as_ref().or(logins.fetched.as_ref());
         (logins.client_keys.clone(), secret.map(|secret| secret.text().to_owned()))
     });
-    Handover {
+    Box::new(Handover {
         fd: Some(socket.as_fd().as_raw_fd()),
         cancel: i64::from_be_bytes(cancel_key),
         client_encoding: value(CLIENT_ENCODING),
@@ -261,12 +278,12 @@ fn handover(socket: &Socket, cancel_key: [u8; 8], vars: &Vars, pool: Option<&Poo
         timezone: value(TIMEZONE),
         scram_keys: keys.map(|keys| (keys.client_key.to_vec(), keys.server_key.to_vec())),
         password: secret,
-    }
+    })
 }
 
-fn local_addr(peer: PeerAddr, local: Option<std::net::SocketAddr>) -> String {
+fn local_addr(peer: PeerAddr, local: Option<SocketAddr>) -> Address {
     match (peer, local) {
-        (PeerAddr::Tcp(_), Some(local)) => local.ip().to_string(),
-        (PeerAddr::Tcp(_), None) | (PeerAddr::Unix { .. }, _) => "unix".to_owned(),
+        (PeerAddr::Tcp(_), Some(local)) => Address::Tcp(local.ip()),
+        (PeerAddr::Tcp(_), None) | (PeerAddr::Unix { .. }, _) => Address::Unix,
     }
 }

@@ -2,12 +2,13 @@
 
 import json
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from support.pooler import Pooler
 from support.system import REPO, remove_dir, until
-from support.wire import query
+from support.wire import Wire, query
 
 FIXTURE = REPO / "tests/fixtures/show_columns.json"
 SHAPES = {topic: columns for topic, columns in json.loads(FIXTURE.read_text()).items() if columns}
@@ -90,6 +91,22 @@ def test_clients_lists_who_asks_and_who_idles(shown):
     assert any(r["database"] == "pgbouncer" and r["user"] == "admin" for r in rows)
     stamp = " ".join(app["connect_time"].split(" ")[:2])
     assert abs(time.mktime(time.strptime(stamp, "%Y-%m-%d %H:%M:%S")) - time.time()) < 3600
+
+
+@pytest.mark.parametrize("listen, hosts", [("127.0.0.2", ["127.0.0.2"]), ("127.0.0.1,127.0.0.2", ["127.0.0.1", "127.0.0.2"]),
+                                           ("*", ["127.0.0.1", "127.0.0.2"])])
+def test_clients_lists_both_ends(make_pooler, listen, hosts):
+    pooler = make_pooler(ini={"listen_addr": listen})
+    with ExitStack() as stack:
+        def come(user, database, **where):
+            return stack.enter_context(Wire(**where)).login(user, database, None)
+
+        wires = [come("app", "p0", port=pooler.port, host=host) for host in hosts]
+        come("app", "p0", path=pooler.unix_path)
+        rows = come("admin", "pgbouncer", path=pooler.unix_path).query("SHOW CLIENTS").dicts
+        tcp = [(*wire.sock.getsockname(), *wire.sock.getpeername()) for wire in wires]
+    ends = {(r["addr"], int(r["port"]), r["local_addr"], int(r["local_port"])) for r in rows if r["database"] == "p0"}
+    assert ends == {*tcp, ("unix", pooler.port, "unix", pooler.port)}
 
 
 @pytest.mark.since("1.25")

@@ -109,7 +109,7 @@ pub fn users(out: &mut Vec<u8>, rows: &[UserRow]) {
 
 fn counters(fields: &mut row::Fields<'_>, counters: &Counters) {
     for value in counters.in_order() {
-        fields.number(value);
+        fields.display(value);
     }
 }
 
@@ -143,7 +143,7 @@ pub fn totals(out: &mut Vec<u8>, totals: &Counters, averages: &Averages) {
         TOTALS.into_iter().zip(counters.in_order()).map(move |(name, value)| (format!("{prefix}{name}"), value))
     });
     table(out, Topic::Totals, rows, |fields, (name, value)| {
-        fields.text(&name).number(value);
+        fields.text(&name).display(value);
     });
 }
 

@@ -1,6 +1,7 @@
 //! RowDescription and DataRow, appended to the caller's buffer.
 
-use std::fmt::{Display, Write};
+use std::fmt::Display;
+use std::io::Write;
 
 use super::columns::{self, Column};
 use crate::admin::command::Topic;
@@ -37,7 +38,7 @@ pub fn columns_description(
 pub fn data(out: &mut Vec<u8>, width: usize, fill: impl FnOnce(&mut Fields<'_>)) {
     message(out, b'D', |out| {
         count(out, width);
-        let mut fields = Fields { out, text: String::new(), missing: width };
+        let mut fields = Fields { out, missing: width };
         fill(&mut fields);
         debug_assert_eq!(fields.missing, 0, "a row needs all its fields");
     });
@@ -51,7 +52,6 @@ fn count(out: &mut Vec<u8>, columns: usize) {
 /// The fields of one DataRow.
 pub struct Fields<'a> {
     out: &'a mut Vec<u8>,
-    text: String,
     missing: usize,
 }
 
@@ -65,25 +65,25 @@ impl Fields<'_> {
         self.field(value)
     }
 
-    /// An unrestricted number.
-    pub fn number(&mut self, value: impl Display) -> &mut Self {
-        let mut text = std::mem::take(&mut self.text);
-        text.clear();
-        write!(text, "{value}").expect("a String takes everything");
-        self.field(Some(&text));
-        self.text = text;
+    /// Written into its place.
+    pub fn display(&mut self, value: impl Display) -> &mut Self {
+        let at = self.out.len();
+        self.field(Some(""));
+        write!(self.out, "{value}").expect("a Vec takes everything");
+        let length = length(self.out.len() - at - size_of::<i32>());
+        self.out[at..at + size_of::<i32>()].copy_from_slice(&length);
         self
     }
 
     /// For int4 columns: what does not fit shows as the nearest that does, because typed clients refuse anything else.
     pub fn int4(&mut self, value: impl TryInto<i64>) -> &mut Self {
         let value = value.try_into().unwrap_or(i64::MAX);
-        self.number(value.clamp(i64::from(i32::MIN), i64::from(i32::MAX)))
+        self.int8(value.clamp(i64::from(i32::MIN), i64::from(i32::MAX)))
     }
 
     /// For int8 columns, likewise.
     pub fn int8(&mut self, value: impl TryInto<i64>) -> &mut Self {
-        self.number(value.try_into().unwrap_or(i64::MAX))
+        self.text(itoa::Buffer::new().format(value.try_into().unwrap_or(i64::MAX)))
     }
 
     pub fn flag(&mut self, value: bool) -> &mut Self {
@@ -96,11 +96,15 @@ impl Fields<'_> {
         match value {
             None => self.out.extend_from_slice(&(-1_i32).to_be_bytes()),
             Some(text) => {
-                let length = i32::try_from(text.len()).expect("a console value is far below 2 GB");
-                self.out.extend_from_slice(&length.to_be_bytes());
+                self.out.extend_from_slice(&length(text.len()));
                 self.out.extend_from_slice(text.as_bytes());
             }
         }
         self
     }
+}
+
+/// A field's length, before it.
+fn length(bytes: usize) -> [u8; size_of::<i32>()] {
+    i32::try_from(bytes).expect("a console value is far below 2 GB").to_be_bytes()
 }

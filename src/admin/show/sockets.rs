@@ -1,6 +1,7 @@
 //! SHOW CLIENTS, SERVERS, SOCKETS and ACTIVE_SOCKETS: four views of the same connections.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::rc::Rc;
 
 use super::columns;
 use super::row::{self, Fields};
@@ -15,7 +16,7 @@ pub const AT_A_TIME: usize = 128;
 /// What the shell does for these lists, which may have thousands of rows.
 pub trait Shell {
     /// Unix seconds as `YYYY-MM-DD HH:MM:SS TZ` in local time.
-    fn time(&self, unix_secs: i64) -> String;
+    fn time(&self, unix_secs: i64) -> Rc<str>;
     /// Lets others have the processor if they wait for it.
     fn give_way(&self);
 }
@@ -92,14 +93,15 @@ pub fn fds_of(rows: &[Vec<SocketRow>], shell: &dyn Shell) -> Vec<FdRow> {
     let shown = in_order(rows, shell, Logins::First, |row| {
         (socket_state(row).is_some() && !at_console(row) && !encrypted.contains(&row.ptr)).then_some(())
     });
-    let fds: BTreeMap<_, _> = paced(rows, shell).map(|row| (row.ptr, row.handover.fd)).collect();
-    let fd_of = |ptr| fds.get(&ptr).copied().flatten();
-    let shown = give_way_between(shown.into_values(), shell);
+    let fd_of_row = |row: &SocketRow| row.handover.as_ref().and_then(|extra| Some((row.ptr, extra.fd?)));
+    let fds: BTreeMap<_, _> = paced(rows, shell).filter_map(fd_of_row).collect();
+    let fd_of = |ptr| fds.get(&ptr).copied();
+    let shown = give_way_between(shown, shell);
     shown.filter_map(|(row, ())| fd_row(row, fd_of)).collect()
 }
 
 fn fd_row(row: &SocketRow, fd_of: impl Fn(u64) -> Option<i32>) -> Option<FdRow> {
-    let extra = &row.handover;
+    let extra = row.handover.as_deref()?;
     Some(FdRow {
         fd: extra.fd?,
         task: if row.state.is_client() { FdTask::Client } else { FdTask::Server },
@@ -108,7 +110,7 @@ fn fd_row(row: &SocketRow, fd_of: impl Fn(u64) -> Option<i32>) -> Option<FdRow> 
             Home::Pool { database, .. } => Some(database.to_string()),
             Home::PeerPool { .. } | Home::None => None,
         },
-        addr: row.addr.clone(),
+        addr: row.addr.to_string(),
         port: row.port,
         cancel: extra.cancel,
         link: row.link.and_then(fd_of).unwrap_or(0),
@@ -143,27 +145,25 @@ enum Logins {
     Last,
 }
 
-/// Whether it comes behind or before the others because of its login, its pool, its list, its id.
-type Rank<'a> = (bool, &'a Home, SocketState, u64);
+/// Whether it comes behind or before the others because of its login, its pool, its list.
+type Rank<'a> = (bool, &'a Home, SocketState);
 
-/// The rows that `pick` wants, by pool and list, with what it made of them. A connection that changed hands while the rows
-/// were gathered may be there twice; the first row counts. A tree, for sorting thousands at once would take too long.
+/// The rows that `pick` wants, by pool, list and id, with what it made of them. A connection that changed hands while the
+/// rows were gathered may be there twice; the first row counts. Trees, for sorting thousands at once would take too long.
 fn in_order<'a, T>(
     rows: &'a [Vec<SocketRow>],
     shell: &dyn Shell,
     logins: Logins,
     pick: impl Fn(&SocketRow) -> Option<T>,
-) -> BTreeMap<Rank<'a>, (&'a SocketRow, T)> {
+) -> impl Iterator<Item = (&'a SocketRow, T)> {
     let mut seen = HashSet::with_capacity(rows.iter().map(Vec::len).sum());
-    let first = paced(rows, shell).filter(|row| seen.insert(row.id));
-    let ranked = first.filter_map(|row| {
+    let mut lists: BTreeMap<Rank<'a>, BTreeMap<u64, (&'a SocketRow, T)>> = BTreeMap::new();
+    for row in paced(rows, shell).filter(|row| seen.insert(row.id)) {
+        let Some(picked) = pick(row) else { continue };
         let apart = (row.state == SocketState::ClLogin) == (logins == Logins::Last);
-        Some(((apart, &row.home, row.state, row.id), (row, pick(row)?)))
-    });
-    // one after the other: collecting would sort them all
-    let mut tree = BTreeMap::new();
-    ranked.for_each(|(rank, row)| drop(tree.insert(rank, row)));
-    tree
+        lists.entry((apart, &row.home, row.state)).or_default().insert(row.id, (row, picked));
+    }
+    lists.into_values().flat_map(BTreeMap::into_values)
 }
 
 /// The rows that have a `state` word in this topic, by pool and list; clients that are logging in come last.
@@ -177,7 +177,7 @@ fn list(
     let shown = in_order(rows, shell, Logins::Last, state);
     row::description(out, topic);
     let with_buffers = matches!(topic, Topic::Sockets | Topic::ActiveSockets);
-    for (socket, state) in give_way_between(shown.into_values(), shell) {
+    for (socket, state) in give_way_between(shown, shell) {
         row::data(out, columns::of(topic).len(), |fields| {
             identity(fields, socket, state);
             activity(fields, socket, shell);
@@ -196,13 +196,17 @@ fn identity(fields: &mut Fields<'_>, row: &SocketRow, state: &str) {
     };
     fields.text(if row.state.is_client() { "C" } else { "S" });
     fields.text(row.user.as_deref().unwrap_or("(nouser)")).text(database).text(row.replication.show()).text(state);
-    fields.text(&row.addr).int4(row.port).text(&row.local_addr).int4(row.local_port);
+    fields.display(row.addr).int4(row.port).display(row.local_addr).int4(row.local_port);
 }
 
 fn activity(fields: &mut Fields<'_>, row: &SocketRow, shell: &dyn Shell) {
     fields.text(&shell.time(row.connect_time)).text(&shell.time(row.request_time));
     fields.int4(row.wait.secs()).int4(row.wait.0 % 1_000_000).flag(row.close_needed);
-    fields.text(&pointer(row.ptr)).text(&row.link.map(pointer).unwrap_or_default());
+    fields.display(format_args!("{:#x}", row.ptr));
+    match row.link {
+        Some(ptr) => fields.display(format_args!("{ptr:#x}")),
+        None => fields.text(""),
+    };
     fields.int4(row.remote_pid).text(&row.tls).text(&row.application_name);
     fields.int4(row.prepared_statements).int4(shown_id(row.id));
 }
@@ -213,15 +217,11 @@ fn buffers(fields: &mut Fields<'_>, row: &SocketRow) {
     fields.int4(at.recv_pos.saturating_sub(at.pkt_pos)).int4(at.pkt_pos.saturating_sub(at.send_pos));
 }
 
-fn pointer(ptr: u64) -> String {
-    format!("{ptr:#x}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::admin::show::tests::{Value, rows, texts};
-    use crate::admin::snapshot::Buffers;
+    use crate::admin::snapshot::{Address, Buffers};
     use crate::time::Micros;
     use crate::wire::startup::Replication;
 
@@ -235,9 +235,9 @@ mod tests {
             state,
             user: Some("app".into()),
             replication: Replication::None,
-            addr: "127.0.0.1".to_owned(),
+            addr: Address::Tcp([127, 0, 0, 1].into()),
             port: 51602,
-            local_addr: "127.0.0.1".to_owned(),
+            local_addr: Address::Tcp([127, 0, 0, 1].into()),
             local_port: 6432,
             connect_time: 21,
             request_time: 22,
@@ -251,7 +251,7 @@ mod tests {
             prepared_statements: 0,
             id: 24,
             buffers: Buffers::default(),
-            handover: crate::admin::snapshot::Handover::default(),
+            handover: None,
         }
     }
 
@@ -261,8 +261,8 @@ mod tests {
     }
 
     impl Shell for Times {
-        fn time(&self, seconds: i64) -> String {
-            format!("2026-05-08 12:00:{seconds} UTC")
+        fn time(&self, seconds: i64) -> Rc<str> {
+            format!("2026-05-08 12:00:{seconds} UTC").into()
         }
 
         fn give_way(&self) {
