@@ -189,6 +189,8 @@ def crowd(yard, active=100, total=10_000):
         def measure(contender):
             if idle and contender.pid not in holding:
                 holding[contender.pid] = yard.kit.hold(contender, idle)
+                # the machine has work left of ten thousand logins
+                yard.load(contender, clients=active)
             warmup = min(0.3, yard.seconds / 2)
             asking = yard.kit.ask(contender, command, max(2, int((warmup + yard.seconds) * 5)), 200) if command else None
             seen = yard.load(contender, clients=active)
