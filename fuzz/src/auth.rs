@@ -243,7 +243,7 @@ pub(crate) fn auth_query(data: &[u8]) {
             Ok(lookup::Progress::More) => {}
             Ok(lookup::Progress::Found(row)) => {
                 assert!(rows > 0 && tag == b'Z');
-                assert!(row.user.len() <= 127 && row.secret.text().len() <= 65_530);
+                assert!(row.user.len() <= 127 && row.secret.bytes().len() <= 65_530);
                 return;
             }
             Ok(lookup::Progress::NoRow) => {

@@ -64,16 +64,17 @@ fn survives_printing(config: &Config) {
 
 pub(crate) fn userlist(data: &[u8]) {
     let list = userlist::parse(data);
-    let mut text = String::new();
+    let mut text = Vec::new();
+    let quoted = |text: &[u8]| text.iter().flat_map(|&b| std::iter::repeat_n(b, 1 + usize::from(b == b'"'))).collect();
     for (name, secret) in &list.secrets {
-        let quoted = |text: &str| text.replace('"', "\"\"");
-        text.push_str(&format!("\"{}\" \"{}\" and the rest\n", quoted(name), quoted(secret)));
+        let (name, secret): (Vec<u8>, Vec<u8>) = (quoted(name.as_bytes()), quoted(secret));
+        text.extend([b"\"", &name[..], b"\" \"", &secret, b"\" and the rest\n"].concat());
     }
-    let again = userlist::parse(text.as_bytes());
-    assert!(list.secrets == again.secrets, "{text:?}");
+    let again = userlist::parse(&text);
+    assert!(list.secrets == again.secrets, "{:?}", text.escape_ascii().to_string());
     assert!(again.log.is_empty());
     let mut other = userlist::Userlist { log: list.log.clone(), ..Default::default() };
-    other.secrets.extend(list.secrets.keys().map(|name| (name.clone(), "another".to_owned().into())));
+    other.secrets.extend(list.secrets.keys().map(|name| (name.clone(), b"another".to_vec().into())));
     assert_eq!(format!("{list:?}"), format!("{other:?}"), "secrets are shown");
 }
 

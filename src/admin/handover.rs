@@ -136,7 +136,7 @@ pub fn parse_fd(body: &[u8]) -> Option<FdRow> {
         std_strings: optional(9)?,
         datestyle: optional(10)?,
         timezone: optional(11)?,
-        password: optional(12)?,
+        password: bytes(12).map(<[u8]>::to_vec),
         scram_client_key: key(13)?,
         scram_server_key: key(14)?,
     })
@@ -171,7 +171,7 @@ mod tests {
             std_strings: Some("on".to_owned()),
             datestyle: Some("ISO, MDY".to_owned()),
             timezone: Some(String::new()),
-            password: Some("x".to_owned()),
+            password: Some(b"p\xe4ss".to_vec()),
             scram_client_key: Some(vec![0, 1, 0xfe]),
             scram_server_key: Some(Vec::new()),
         };

@@ -199,7 +199,7 @@ pub struct Handover {
     /// Client and server key of the SCRAM login with which the pool's servers are logged in.
     pub scram_keys: Option<(Vec<u8>, Vec<u8>)>,
     /// The secret of a user who is in no file.
-    pub password: Option<String>,
+    pub password: Option<Vec<u8>>,
 }
 
 /// Without the secrets.
@@ -360,7 +360,7 @@ pub struct FdRow {
     pub datestyle: Option<String>,
     pub timezone: Option<String>,
     /// Of users not listed in a file.
-    pub password: Option<String>,
+    pub password: Option<Vec<u8>>,
     pub scram_client_key: Option<Vec<u8>>,
     pub scram_server_key: Option<Vec<u8>>,
 }

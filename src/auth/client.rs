@@ -252,7 +252,7 @@ impl ClientAuth {
     fn clear_text(&mut self, password: &[u8]) -> Step {
         let fits = match &self.secret {
             None | Some(Secret::None) => false,
-            Some(Secret::Plain(stored)) => same_secret(stored.as_bytes(), password),
+            Some(Secret::Plain(stored)) => same_secret(stored, password),
             Some(Secret::Md5(stored)) => same_secret(stored.as_bytes(), md5::stored(password, &self.user).as_bytes()),
             Some(Secret::Scram(secret)) if secret.iterations > MAX_ITERATIONS => false,
             Some(Secret::Scram(secret)) => {
@@ -285,7 +285,7 @@ impl ClientAuth {
         match (&self.verifier, &self.secret) {
             (Some(verifier), _) => self.challenge(first, verifier.clone(), out),
             (None, Some(Secret::Plain(password))) => {
-                let password = Zeroizing::new(password.as_bytes().to_vec());
+                let password = Zeroizing::new(password.clone());
                 let (salt, iterations) = (self.random.salt, self.iterations);
                 self.state = State::SaslDerived { first, salt, iterations };
                 Step::Derive(Derivation { password, salt: salt.to_vec(), iterations })

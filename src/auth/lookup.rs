@@ -104,8 +104,8 @@ fn row(body: &[u8]) -> Result<Row, Defect> {
     let name = name.ok_or_else(null)?;
     // a name that could not be compared byte by byte might be taken for another one
     let user = std::str::from_utf8(cut(name, MAX_USER_BYTES)).map_err(|_| unexpected())?.to_owned();
-    let secret = secret.and_then(|text| std::str::from_utf8(cut(text, MAX_PASSWORD_BYTES)).ok());
-    Ok(Row { user, secret: secret.map(Secret::classify).unwrap_or_default() })
+    let secret = secret.map(|text| Secret::classify(cut(text, MAX_PASSWORD_BYTES)));
+    Ok(Row { user, secret: secret.unwrap_or_default() })
 }
 
 /// The next value, nothing for NULL, and what follows it.
@@ -123,7 +123,7 @@ fn value(body: &[u8]) -> Result<(Option<&[u8]>, &[u8]), Defect> {
 fn cut(text: &[u8], bytes: usize) -> &[u8] {
     match std::str::from_utf8(text) {
         Ok(whole) => &text[..whole.floor_char_boundary(bytes)],
-        Err(_) => text,
+        Err(_) => &text[..text.len().min(bytes)],
     }
 }
 
@@ -151,7 +151,9 @@ mod tests {
         for (tag, body) in messages {
             match answer.receive(*tag, body) {
                 Ok(Progress::More) => {}
-                Ok(Progress::Found(row)) => return format!("{}={}", row.user, row.secret.text()),
+                Ok(Progress::Found(row)) => {
+                    return format!("{}={}", row.user, String::from_utf8_lossy(row.secret.bytes()));
+                }
                 Ok(Progress::NoRow) => return "none".to_owned(),
                 Err(defect) => return [defect.log, Some(defect.reason.into_owned())].into_iter().flatten().collect(),
             }
@@ -179,6 +181,8 @@ mod tests {
         assert_eq!(rows(&[&[Some(&long), Some("x")]]), format!("{}=x", "ä".repeat(63)));
         let secret = "s".repeat(70_000);
         assert_eq!(rows(&[&[Some("u"), Some(&secret)]]).len(), 2 + 65_530);
+        let latin1 = b"\0\x02\0\0\0\x01u\0\0\0\x02\xe4\xdf".to_vec();
+        assert_eq!(end(&[(b'D', latin1), (b'Z', b"I".to_vec())]), "u=\u{fffd}\u{fffd}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is known about a user's password: plain text, MD5 hash or SCRAM secret, told apart by their form alone.
 //!
-//! Texts come from auth_file, `password=` and rows of auth_query. Secrets never show up in `Debug`, and are overwritten
-//! in memory when dropped.
+//! Texts come from auth_file, `password=` and rows of auth_query. A plain password is bytes in whatever encoding. Secrets never
+//! show up in `Debug`, and are overwritten in memory when dropped.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ pub enum Secret {
     /// No password: matches nothing.
     #[default]
     None,
-    Plain(String),
+    Plain(Vec<u8>),
     /// `md5` and 32 lower-case hexadecimal digits: the MD5 hash of password followed by user name.
     Md5(String),
     Scram(ScramSecret),
@@ -47,25 +47,28 @@ pub struct ScramSecret {
 impl Secret {
     /// Decides the kind of a secret by its form. Whatever is not exactly one of the hashed forms is a plain password.
     #[must_use]
-    pub fn classify(text: &str) -> Self {
-        if text.is_empty() {
+    pub fn classify(bytes: impl AsRef<[u8]>) -> Self {
+        let bytes = bytes.as_ref();
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        if bytes.is_empty() {
             Self::None
         } else if is_md5(text) {
             Self::Md5(text.to_owned())
         } else if let Some(secret) = ScramSecret::parse(text) {
             Self::Scram(secret)
         } else {
-            Self::Plain(text.to_owned())
+            Self::Plain(bytes.to_vec())
         }
     }
 
-    /// The text the secret was made from, empty for none.
+    /// What the secret was made from, empty for none.
     #[must_use]
-    pub fn text(&self) -> &str {
+    pub fn bytes(&self) -> &[u8] {
         match self {
-            Self::None => "",
-            Self::Plain(text) | Self::Md5(text) => text,
-            Self::Scram(secret) => &secret.text,
+            Self::None => b"",
+            Self::Plain(password) => password,
+            Self::Md5(text) => text.as_bytes(),
+            Self::Scram(secret) => secret.text.as_bytes(),
         }
     }
 
@@ -127,7 +130,8 @@ impl fmt::Debug for ScramSecret {
 impl Drop for Secret {
     fn drop(&mut self) {
         match self {
-            Self::Plain(text) | Self::Md5(text) => text.zeroize(),
+            Self::Plain(password) => password.zeroize(),
+            Self::Md5(text) => text.zeroize(),
             Self::None | Self::Scram(_) => {}
         }
     }
@@ -179,6 +183,14 @@ mod tests {
     }
 
     #[test]
+    fn a_password_in_another_encoding_is_its_bytes() {
+        let secret = Secret::classify(b"p\xe4ss");
+        assert!(matches!(&secret, Secret::Plain(password) if password == b"p\xe4ss"));
+        assert_eq!(secret.bytes(), b"p\xe4ss");
+        assert!(matches!(Secret::classify(b"md5d41d8cd98f00b204e9800998ecf8427\xe4"), Secret::Plain(_)));
+    }
+
+    #[test]
     fn a_damaged_scram_secret_is_a_plain_password() {
         for (from, to) in [
             ("$4096:", "$:"),
@@ -202,7 +214,7 @@ mod tests {
         let secret = ScramSecret::parse(SCRAM).unwrap();
         assert_eq!((secret.iterations, secret.salt.len()), (4096, 16));
         assert_eq!((secret.stored_key[0], secret.server_key[0]), (0x58, 0xc1));
-        assert_eq!(Secret::classify(SCRAM).text(), SCRAM);
+        assert_eq!(Secret::classify(SCRAM).bytes(), SCRAM.as_bytes());
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl ServerAuth {
 
     fn clear_text(&mut self, out: &mut Vec<u8>) -> Step {
         match self.count_answer(MAX_CLEAR_TEXT) {
-            Ok(()) => answer(out, self.credentials.secret.text().as_bytes()),
+            Ok(()) => answer(out, self.credentials.secret.bytes()),
             Err(why) => Failure::step(why, None),
         }
     }
@@ -218,7 +218,7 @@ impl ServerAuth {
                 self.prove(exchange, &keys, out)
             }
             (secret, _) => {
-                let password = Zeroizing::new(secret.text().as_bytes().to_vec());
+                let password = Zeroizing::new(secret.bytes().to_vec());
                 self.state = State::Deriving(exchange);
                 Step::Derive(Derivation { password, salt, iterations })
             }

@@ -23,7 +23,7 @@ const TOO_LONG_SECRET: usize = 65_531;
 #[derive(Default)]
 pub struct Userlist {
     /// Secrets as written, by name. Of several records with a name the last one counts. An empty text is no password.
-    pub secrets: BTreeMap<String, Zeroizing<String>>,
+    pub secrets: BTreeMap<String, Zeroizing<Vec<u8>>>,
     /// The names in the order of the file, each with the line of its record, from 1 on.
     pub records: Vec<(String, usize)>,
     /// Lines to log.
@@ -66,8 +66,12 @@ pub fn parse(text: &[u8]) -> Userlist {
                 counted = rest;
                 match record(rest) {
                     Ok((name, secret, tail)) => {
-                        if !add(&mut list, name, secret, line) {
-                            let text = format!("auth file line {line} is not valid UTF-8, ignoring the user");
+                        if let Ok(name) = String::from_utf8(unquoted(name)) {
+                            list.records.push((name.clone(), line));
+                            list.secrets.insert(name, Zeroizing::new(unquoted(secret)));
+                        } else {
+                            let text =
+                                format!("auth file line {line}: a name that is not valid UTF-8, ignoring the user");
                             list.log.push(LogLine::warning(text).at(line));
                         }
                         rest = skip_line(tail);
@@ -116,26 +120,15 @@ fn skip_line(text: &[u8]) -> &[u8] {
     &text[end..]
 }
 
-/// False: a text that is not UTF-8.
-fn add(list: &mut Userlist, name: &[u8], secret: &[u8], line: usize) -> bool {
-    let (Ok(name), Ok(secret)) = (std::str::from_utf8(name), std::str::from_utf8(secret)) else {
-        return false;
-    };
-    list.records.push((unquoted(name), line));
-    list.secrets.insert(unquoted(name), Zeroizing::new(unquoted(secret)));
-    true
-}
-
 /// Allocates once, so that no copy of a secret stays behind.
-fn unquoted(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
+fn unquoted(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
-    while let Some((part, tail)) = rest.split_once("\"\"") {
-        out.push_str(part);
-        out.push('"');
-        rest = tail;
+    while let Some(at) = rest.iter().position(|&b| b == b'"') {
+        out.extend_from_slice(&rest[..=at]);
+        rest = &rest[at + 2..];
     }
-    out.push_str(rest);
+    out.extend_from_slice(rest);
     out
 }
 
@@ -146,7 +139,11 @@ mod tests {
     /// Names and secrets, and the texts logged.
     fn read(text: &[u8]) -> (Vec<(String, String)>, Vec<String>) {
         let list = parse(text);
-        let secrets = list.secrets.iter().map(|(name, secret)| (name.clone(), secret.to_string())).collect();
+        let secrets = list
+            .secrets
+            .iter()
+            .map(|(name, secret)| (name.clone(), String::from_utf8_lossy(secret).into_owned()))
+            .collect();
         (secrets, list.log.into_iter().map(|line| line.text).collect())
     }
 
@@ -189,10 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_cost_one_user() {
-        let (secrets, log) = read(b"\"a\" \"b\"\n\"\xe4\" \"c\"\n\"d\" \"e\"\n");
-        assert_eq!(secrets.len(), 2);
-        assert_eq!(log, ["auth file line 2 is not valid UTF-8, ignoring the user"]);
+    fn a_name_in_another_encoding_costs_one_user() {
+        let (secrets, log) = read(b"\"a\" \"b\"\n\"\xe4\" \"c\"\n\"d\" \"\xe4\"\"e\"\n");
+        assert_eq!(secrets, [("a".to_owned(), "b".to_owned()), ("d".to_owned(), "\u{fffd}\"e".to_owned())]);
+        assert_eq!(log, ["auth file line 2: a name that is not valid UTF-8, ignoring the user"]);
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn derive_all(users: &HashMap<String, Arc<UserSecret>>, iterations: u32) {
         if getrandom::fill(&mut salt).is_err() {
             return;
         }
-        let keys = derive(password.as_bytes(), &salt, iterations);
+        let keys = derive(password, &salt, iterations);
         *user.verifier.lock() = Some(Arc::new(Verifier::derived(&keys, salt, iterations)));
     }
 }

@@ -253,10 +253,8 @@ impl Worker {
                 let text = login.outside.as_ref().map_or("bouncer config error", Outside::failure);
                 return Err(Disconnect::fatal(text).into());
             }
-            if let (Some(pool), Ok(password)) = (&client.pool, std::str::from_utf8(&password))
-                && !pool.forced
-            {
-                pool.logins.lock().accepted = Some(Secret::Plain(password.to_owned()));
+            if let Some(pool) = client.pool.as_ref().filter(|pool| !pool.forced) {
+                pool.logins.lock().accepted = Some(Secret::Plain(password.to_vec()));
             }
             worker.authenticated(client)
         });

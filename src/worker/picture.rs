@@ -267,7 +267,7 @@ fn handover(socket: &Socket, cancel_key: [u8; 8], vars: &Vars, pool: Option<&Poo
     let (keys, secret) = pool.map_or((None, None), |pool| {
         let logins = pool.logins.lock();
         let secret = logins.accepted.as_ref().or(logins.fetched.as_ref());
-        (logins.client_keys.clone(), secret.map(|secret| secret.text().to_owned()))
+        (logins.client_keys.clone(), secret.map(|secret| secret.bytes().to_vec()))
     });
     Box::new(Handover {
         fd: Some(socket.as_fd().as_raw_fd()),

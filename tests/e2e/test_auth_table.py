@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from support.wire import ServerError
+from support.wire import ServerError, encoded
 
 # server method -> role that PostgreSQL checks that way, its password
 SERVERS = {
@@ -25,7 +25,7 @@ WRONG_TYPE = "FATAL 08P01: server login failed: wrong password type"
 
 def scram_secret(password, iterations=4096):
     salt = os.urandom(16)
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+    salted = hashlib.pbkdf2_hmac("sha256", encoded(password), salt, iterations)
     client, server = (hmac.new(salted, word, hashlib.sha256).digest() for word in (b"Client Key", b"Server Key"))
     salt, stored, server = (base64.b64encode(x).decode() for x in (salt, hashlib.sha256(client).digest(), server))
     return f"SCRAM-SHA-256${iterations}:{salt}${stored}:{server}"
@@ -39,7 +39,7 @@ def stored(pg, form, role, password):
         return secret if secret.startswith("SCRAM") else scram_secret(password)
     return {
         "plain": password,
-        "md5": "md5" + hashlib.md5((password + role).encode()).hexdigest(),
+        "md5": "md5" + hashlib.md5(encoded(password + role)).hexdigest(),
         "scram": scram_secret(password),
         "wrong": "not-" + password,
         "none": "",
@@ -101,6 +101,31 @@ def test_method_and_secret_towards_every_server(make_pooler, pg, method, form):
     log = pooler.log()
     for password in [p for _, p in SERVERS.values()]:
         assert password not in log
+
+
+@pytest.fixture
+def latin1(pg):
+    """Roles whose password is not UTF-8, which PostgreSQL keeps as MD5 hash and as SCRAM secret."""
+    password = b"p\xe4\xdfword".decode("utf-8", "surrogateescape")
+    roles = {"plainuser": scram_secret(password), "md5user": stored(pg, "md5", "md5user", password), "app": scram_secret(password)}
+    before = dict(pg.sql("SELECT rolname, rolpassword FROM pg_authid WHERE rolname = ANY(%s)", list(roles)))
+    for secrets in (roles, before):
+        for role, secret in secrets.items():
+            pg.sql(f"ALTER ROLE {role} PASSWORD '{secret}'")
+        if secrets is roles:
+            yield password, list(roles)
+
+
+@pytest.mark.parametrize("method", METHODS[2:])
+def test_a_password_in_another_encoding_is_its_bytes(make_pooler, latin1, method):
+    password, roles = latin1
+    pooler = make_pooler(ini={"auth_type": method}, userlist={role: password for role in roles})
+    for role in roles:
+        with pooler.login(role, password=password) as wire:
+            assert wire.query("SELECT current_user").value == role
+        with pytest.raises(ServerError, match="SASL authentication failed" if method == "scram-sha-256" else "password authentication failed"):
+            pooler.login(role, password="p\u00e4\u00dfword")
+    assert "not valid UTF-8" not in pooler.log()
 
 
 def test_log_says_which_side_failed(make_pooler, pg):

@@ -256,7 +256,7 @@ pub fn fds_row(out: &mut Vec<u8>, row: &FdRow) {
         fields.int4(row.fd).text(task).maybe(row.user.as_deref()).maybe(row.database.as_deref());
         fields.text(&row.addr).int4(row.port).int8(row.cancel).int4(row.link);
         fields.maybe(row.client_encoding.as_deref()).maybe(row.std_strings.as_deref());
-        fields.maybe(row.datestyle.as_deref()).maybe(row.timezone.as_deref()).maybe(row.password.as_deref());
+        fields.maybe(row.datestyle.as_deref()).maybe(row.timezone.as_deref()).bytes(row.password.as_deref());
         fields.maybe(bytea(row.scram_client_key.as_ref()).as_deref());
         fields.maybe(bytea(row.scram_server_key.as_ref()).as_deref());
     });

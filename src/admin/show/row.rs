@@ -57,18 +57,23 @@ pub struct Fields<'a> {
 
 impl Fields<'_> {
     pub fn text(&mut self, value: &str) -> &mut Self {
-        self.field(Some(value))
+        self.field(Some(value.as_bytes()))
     }
 
     /// NULL for `None`.
     pub fn maybe(&mut self, value: Option<&str>) -> &mut Self {
+        self.field(value.map(str::as_bytes))
+    }
+
+    /// In whatever encoding; NULL for `None`.
+    pub fn bytes(&mut self, value: Option<&[u8]>) -> &mut Self {
         self.field(value)
     }
 
     /// Written into its place.
     pub fn display(&mut self, value: impl Display) -> &mut Self {
         let at = self.out.len();
-        self.field(Some(""));
+        self.field(Some(b""));
         write!(self.out, "{value}").expect("a Vec takes everything");
         let length = length(self.out.len() - at - size_of::<i32>());
         self.out[at..at + size_of::<i32>()].copy_from_slice(&length);
@@ -90,14 +95,14 @@ impl Fields<'_> {
         self.text(if value { "1" } else { "0" })
     }
 
-    fn field(&mut self, value: Option<&str>) -> &mut Self {
+    fn field(&mut self, value: Option<&[u8]>) -> &mut Self {
         debug_assert!(self.missing > 0, "a row has too many fields");
         self.missing = self.missing.saturating_sub(1);
         match value {
             None => self.out.extend_from_slice(&(-1_i32).to_be_bytes()),
-            Some(text) => {
-                self.out.extend_from_slice(&length(text.len()));
-                self.out.extend_from_slice(text.as_bytes());
+            Some(value) => {
+                self.out.extend_from_slice(&length(value.len()));
+                self.out.extend_from_slice(value);
             }
         }
         self

@@ -87,7 +87,7 @@ def free_port():
 def put(path, text):
     """Writes a file at once: a daemon that reads it meanwhile sees the old text or the new one."""
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
+    fresh.write_text(text, errors="surrogateescape")
     if path.exists():
         shutil.copymode(path, fresh)
         shutil.chown(fresh, path.stat().st_uid, path.stat().st_gid)

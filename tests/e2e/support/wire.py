@@ -68,8 +68,13 @@ class Result:
         return self.rows[0][0]
 
 
+def encoded(text):
+    """Bytes that are no UTF-8 stand in a text as lone surrogates."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def cstr(text):
-    return (text.encode() if isinstance(text, str) else text) + b"\0"
+    return (encoded(text) if isinstance(text, str) else text) + b"\0"
 
 
 def startup_packet(params, code=PROTOCOL_3_0):
@@ -118,7 +123,7 @@ def scram_proof(password, nonce, bare, server_first):
     """The client's final message and the signature to expect (RFC 5802 with SHA-256)."""
     attributes = dict(a.split("=", 1) for a in server_first.split(","))
     assert attributes["r"].startswith(nonce), "server nonce does not extend ours"
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(attributes["s"]), int(attributes["i"]))
+    salted = hashlib.pbkdf2_hmac("sha256", encoded(password), base64.b64decode(attributes["s"]), int(attributes["i"]))
 
     def mac(key, text):
         return hmac.new(key, text, hashlib.sha256).digest()
@@ -132,7 +137,7 @@ def scram_proof(password, nonce, bare, server_first):
 
 
 def md5_response(user, password, salt):
-    inner = hashlib.md5((password + user).encode()).hexdigest()
+    inner = hashlib.md5(encoded(password + user)).hexdigest()
     return "md5" + hashlib.md5(inner.encode() + salt).hexdigest()
 
 
