@@ -223,7 +223,7 @@ fn serve(
         mock_key,
         PathBuf::from(&config.settings.unix_socket_dir),
         port,
-        listeners.only_tcp_address(),
+        listeners.only_tcp_address,
         sys::user::own_uid(),
     ));
     let scram_work = scram_work(&read.users);

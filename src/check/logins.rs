@@ -8,7 +8,7 @@ use super::{Judge, Place};
 use crate::auth::secret::Secret;
 use crate::config::hba;
 use crate::config::load::io_error_text;
-use crate::config::{AuthType, Config, LogLine, SslMode, ident, userlist};
+use crate::config::{AuthType, Config, Level, LogLine, SslMode, ident, userlist};
 
 impl Judge<'_> {
     /// Returns the users that `auth_file` lists, with the places of their last records.
@@ -51,8 +51,12 @@ impl Judge<'_> {
         let list = userlist::parse(&bytes);
         let place = |line| Place { file: file.into(), line };
         for line in &list.log {
-            let remedy = "a line is \"name\" \"secret\"; whoever comes behind this one is not read";
-            self.error(place(line.line.unwrap_or(1)), line.text.clone(), remedy);
+            let (place, text) = (place(line.line.unwrap_or(1)), line.text.clone());
+            if line.level == Level::Warning {
+                self.warn(place, text, "write the name in UTF-8: nobody can log in by it");
+            } else {
+                self.error(place, text, "a line is \"name\" \"secret\"; whoever comes behind this one is not read");
+            }
         }
         for (name, line) in &list.records {
             if let Some(earlier) = users.insert(name.clone(), place(*line)) {

@@ -6,10 +6,12 @@ use super::survey::Survey;
 use super::*;
 use crate::config::load;
 
+/// U+FFFD in a text stands for a byte that is no UTF-8.
 fn reader<'a>(files: &'a BTreeMap<&str, &str>) -> impl Fn(&Path) -> io::Result<Vec<u8>> + 'a {
     |path: &Path| {
         let text = path.to_str().and_then(|name| files.get(name));
-        text.map(|text| text.as_bytes().to_vec()).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let text = text.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(text.split('\u{fffd}').map(str::as_bytes).collect::<Vec<_>>().join(&0xff))
     }
 }
 
@@ -149,7 +151,7 @@ fn included_files_and_other_files_are_named() {
     let findings = found(&[
         ("main.ini", "[pgbouncer]\nauth_file = open.txt\nauth_type = scram-sha-256\n%include part.ini\n"),
         ("part.ini", "\nlog_stats = maybe\n[databases]\na = password=s3cr3t hots=1 prot=2\n"),
-        ("open.txt", "\"u\" \"plain\"\n\"u\" \"plain\"\n\"v\n"),
+        ("open.txt", "\"u\" \"plain\"\n\"u\" \"plain\"\n\"\u{fffd}\" \"\"\n\"v\n"),
     ]);
     let starts = [
         "main.ini:2: warning: everybody can read auth_file (open.txt, mode 0644); chmod o-rwx open.txt",
@@ -158,7 +160,8 @@ fn included_files_and_other_files_are_named() {
         "part.ini:4: error: unrecognized connection parameter: prot; did you mean \"port\"?",
         "open.txt:2: warning: the password of user \"u\" is kept in plain text",
         "open.txt:2: warning: user \"u\" is already there in open.txt:1",
-        "open.txt:3: error: broken auth file",
+        "open.txt:3: warning: auth file line 3: a name that is not valid UTF-8, ignoring the user; write the name in UTF-8",
+        "open.txt:4: error: broken auth file",
     ];
     for start in starts {
         assert!(findings.iter().any(|finding| finding.starts_with(start)), "{start} is not in {findings:#?}");

@@ -60,6 +60,8 @@ pub struct Listeners {
     pub tcp: Vec<TcpSocket>,
     /// One, or as many as the service manager has passed.
     pub unix: Vec<UnixSocket>,
+    /// Where all TCP clients come in, if that is known.
+    pub only_tcp_address: Option<SocketAddr>,
 }
 
 /// A listening TCP socket, non-blocking.
@@ -173,7 +175,12 @@ pub fn open(options: &ListenOptions) -> Result<Listeners, Fatal> {
     if tcp.is_empty() && unix.is_none() {
         return Err(Fatal("nowhere to listen on".to_owned()));
     }
-    Ok(Listeners { tcp, unix: unix.into_iter().collect() })
+    // a socket of ours takes what was sent to its own address and nothing else
+    let only_tcp_address = match &tcp[..] {
+        [only] if !only.addr.ip().is_unspecified() => Some(only.addr),
+        _ => None,
+    };
+    Ok(Listeners { tcp, unix: unix.into_iter().collect(), only_tcp_address })
 }
 
 fn open_tcp(options: &ListenOptions) -> Result<Vec<TcpSocket>, Fatal> {
@@ -288,15 +295,6 @@ fn grant_rights(path: &Path, options: &ListenOptions) -> Result<(), Fatal> {
 }
 
 impl Listeners {
-    /// Where all TCP clients come in, if there is one such address.
-    #[must_use]
-    pub fn only_tcp_address(&self) -> Option<SocketAddr> {
-        match &self.tcp[..] {
-            [only] if !only.addr.ip().is_unspecified() => Some(only.addr),
-            _ => None,
-        }
-    }
-
     /// Takes in a listening socket of another process. `unix_path` is where that process has its Unix socket.
     ///
     /// # Errors

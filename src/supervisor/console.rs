@@ -15,7 +15,6 @@ use crate::log::Conn;
 use crate::pool::{PauseMode, ShutdownMode};
 use crate::shared::{ConsoleCommand, Message};
 use crate::supervisor::reload::{build_tls, missing_library};
-use crate::supervisor::rows::SocketLists;
 use crate::supervisor::{Pending, PendingKind, Supervisor};
 use crate::worker::console::log_refusal;
 use crate::worker::login::log_registered;
@@ -224,7 +223,7 @@ impl Supervisor {
 
     async fn show(&mut self, topic: Topic) -> Result<Done, Refusal> {
         let mut out = Vec::new();
-        let lists = SocketLists::default();
+        let lists = self.socket_lists();
         match topic {
             Topic::Clients => show::clients(&mut out, &self.sockets(topic).await, &lists),
             Topic::Servers => show::servers(&mut out, &self.sockets(topic).await, &lists),

@@ -26,7 +26,6 @@ use crate::worker::picture::{Order, server_row};
 use crate::worker::server::Server;
 
 /// What lists of sockets need while they are written. Many connections share few seconds.
-#[derive(Default)]
 pub(super) struct SocketLists {
     times: RefCell<HashMap<i64, Rc<str>>>,
     pace: Pace,
@@ -52,22 +51,21 @@ const REST: u64 = 3;
 /// What the thread has done besides is not rested for.
 const LONGEST_REST: Micros = Micros(2_000);
 
-/// Keeps this thread's claim on its core low.
+/// Keeps this thread's claim on its core low, unless everybody waits for it.
 struct Pace {
+    hurries: bool,
     /// Processor time that the thread had had when it last rested.
     rested: Cell<Micros>,
 }
 
-impl Default for Pace {
-    fn default() -> Self {
-        Self { rested: Cell::new(Clock::of_thread()) }
-    }
-}
-
 impl Pace {
+    fn new(hurries: bool) -> Self {
+        Self { hurries, rested: Cell::new(Clock::of_thread()) }
+    }
+
     fn give_way(&self) {
         let spent = Clock::of_thread().since(self.rested.get());
-        if spent >= AT_ONCE {
+        if spent >= AT_ONCE && !self.hurries {
             std::thread::sleep(Duration::from_micros(spent.0.saturating_mul(REST).min(LONGEST_REST.0)));
             self.rested.set(Clock::of_thread());
         }
@@ -75,16 +73,17 @@ impl Pace {
 }
 
 /// Rows of sockets, list by list: thousands of them are not moved about, and freed a few at a time.
-#[derive(Default)]
-pub(super) struct Sockets(Vec<Vec<SocketRow>>);
+pub(super) struct Sockets {
+    lists: Vec<Vec<SocketRow>>,
+    pace: Pace,
+}
 
 impl Drop for Sockets {
     fn drop(&mut self) {
-        let pace = Pace::default();
-        for list in &mut self.0 {
+        for list in &mut self.lists {
             while list.len() > show::AT_A_TIME {
                 list.truncate(list.len() - show::AT_A_TIME);
-                pace.give_way();
+                self.pace.give_way();
             }
         }
     }
@@ -94,7 +93,7 @@ impl std::ops::Deref for Sockets {
     type Target = [Vec<SocketRow>];
 
     fn deref(&self) -> &Self::Target {
-        &self.0
+        &self.lists
     }
 }
 
@@ -114,15 +113,24 @@ impl Supervisor {
             rest.extend(list);
             post.send(Message::Picture(Order { handover, busy: now.0, rest: later }));
         }
-        let mut sockets = Sockets::default();
+        let mut lists = Vec::new();
         for list in busy {
-            sockets.0.push(list.await.unwrap_or_default());
+            lists.push(list.await.unwrap_or_default());
         }
-        sockets.0.push(self.parked_rows(handover));
+        lists.push(self.parked_rows(handover));
         for list in rest {
-            sockets.0.push(list.await.unwrap_or_default());
+            lists.push(list.await.unwrap_or_default());
         }
-        sockets
+        Sockets { lists, pace: self.pace() }
+    }
+
+    pub(super) fn socket_lists(&self) -> SocketLists {
+        SocketLists { times: RefCell::default(), pace: self.pace() }
+    }
+
+    /// While all are suspended, lists hold nobody up, and a successor waits for them.
+    fn pace(&self) -> Pace {
+        Pace::new(self.is_suspended())
     }
 
     fn parked_rows(&self, handover: bool) -> Vec<SocketRow> {
@@ -158,7 +166,7 @@ impl Supervisor {
                     .map(|unix| listener(unix.socket.as_raw_fd(), "unix".to_owned(), self.shared.listen_port)),
             )
             .collect();
-        rows.extend(show::fds_of(&self.sockets(Topic::Fds).await, &SocketLists::default()));
+        rows.extend(show::fds_of(&self.sockets(Topic::Fds).await, &self.socket_lists()));
         rows
     }
 
