@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use x509_parser::asn1_rs::Tag;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, GeneralSubtree};
 use x509_parser::prelude::FromDer;
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 use x509_parser::x509::{AlgorithmIdentifier, AttributeTypeAndValue, X509Version};
@@ -167,6 +167,12 @@ pub fn plainly_issued(der: &[u8], purpose: Purpose) -> Option<Issued<'_>> {
     if certificate.extensions().iter().any(|extension| extension.critical && !is_known(&extension.oid.to_id_string())) {
         return None;
     }
+    issued(der)
+}
+
+/// The same parts of any certificate.
+#[must_use]
+pub fn issued(der: &[u8]) -> Option<Issued<'_>> {
     let (whole, _) = element(der)?;
     let (_, rest) = element(whole)?;
     let (algorithm, _) = element(rest)?;
@@ -176,6 +182,90 @@ pub fn plainly_issued(der: &[u8], purpose: Purpose) -> Option<Issued<'_>> {
         algorithm,
         signature: bits(&rest[rest.len() - element(rest)?.1.len()..])?,
     })
+}
+
+/// May it issue others? As OpenSSL has it: by its basic constraints, and by its key usage if that says anything; an old one
+/// that has neither only if it is of version 1 and its own issuer.
+#[must_use]
+pub fn may_issue(der: &[u8]) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
+    let (Ok(usage), Ok(constraints)) = (certificate.key_usage(), certificate.basic_constraints()) else { return false };
+    match (usage, constraints) {
+        (Some(usage), _) if !usage.value.key_cert_sign() => false,
+        (_, Some(constraints)) => constraints.value.ca,
+        (Some(_), None) => true,
+        (None, None) => certificate.version() == X509Version::V1 && is_own_issuer(&certificate),
+    }
+}
+
+/// How many others may stand between one that it issues and the certificate at the end; `None`: any number.
+#[must_use]
+pub fn longest_path(der: &[u8]) -> Option<usize> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let constraints = certificate.basic_constraints().ok()??;
+    constraints.value.path_len_constraint.and_then(|longest| usize::try_from(longest).ok())
+}
+
+/// Was it issued by itself?
+#[must_use]
+pub fn is_self_issued(der: &[u8]) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| is_own_issuer(&certificate))
+}
+
+fn is_own_issuer(certificate: &X509Certificate<'_>) -> bool {
+    certificate.subject().as_raw() == certificate.issuer().as_raw()
+}
+
+/// Does its key usage, if it has one, allow it to stand at the end of a path for `purpose`?
+#[must_use]
+pub fn is_usable(der: &[u8], purpose: Purpose) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
+    let Ok(usage) = certificate.key_usage() else { return false };
+    usage.is_none_or(|usage| {
+        let agrees = usage.value.digital_signature() || usage.value.key_agreement();
+        agrees || purpose == Purpose::Server && usage.value.key_encipherment()
+    })
+}
+
+/// May the issuer, by its constraints on names, vouch for the common name of `leaf`? It counts as a host's if it looks like one
+/// and no alternative name is a host's.
+#[must_use]
+pub fn vouches_for_common_name(issuer: &[u8], leaf: &[u8]) -> bool {
+    let Some(Certificate { common_name: Some(name), dns_names, .. }) = names(leaf) else { return true };
+    if !dns_names.is_empty() || !is_like_a_host(&name) {
+        return true;
+    }
+    let Ok((_, issuer)) = X509Certificate::from_der(issuer) else { return false };
+    let Ok(constraints) = issuer.name_constraints() else { return false };
+    let Some(constraints) = constraints.map(|extension| extension.value) else { return true };
+    let hosts = |trees: &Option<Vec<GeneralSubtree<'_>>>| {
+        trees
+            .iter()
+            .flatten()
+            .filter_map(|tree| match tree.base {
+                GeneralName::DNSName(base) => Some(base.to_ascii_lowercase()),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    let (permitted, excluded) = (hosts(&constraints.permitted_subtrees), hosts(&constraints.excluded_subtrees));
+    let within = |base: &String| is_within(&name.to_ascii_lowercase(), base);
+    (permitted.is_empty() || permitted.iter().any(within)) && !excluded.iter().any(within)
+}
+
+/// Labels of letters, digits, hyphens and underscores, at least two.
+fn is_like_a_host(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let fits = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        !label.is_empty() && fits && !label.starts_with('-') && !label.ends_with('-')
+    };
+    name.contains('.') && name.split('.').all(is_label)
+}
+
+/// RFC 5280, 4.2.1.10: the base itself, or with labels before it.
+fn is_within(name: &str, base: &str) -> bool {
+    name.strip_suffix(base)
+        .is_some_and(|before| before.is_empty() || base.is_empty() || base.starts_with('.') || before.ends_with('.'))
 }
 
 /// What a certificate is used for.
@@ -282,6 +372,8 @@ mod tests {
                 }
             }
             let _ = (names(&bytes), end_point(&bytes), public_key(&bytes), subject(&bytes), check_validity(&bytes, 0));
+            let _ = (may_issue(&bytes), longest_path(&bytes), is_usable(&bytes, Purpose::Server));
+            let _ = (vouches_for_common_name(&bytes, good), vouches_for_common_name(good, &bytes));
             let _ =
                 (plainly_issued(&bytes, Purpose::Client), plainly_issued(&bytes, Purpose::Server), key_parts(&bytes));
         }
@@ -326,6 +418,26 @@ mod tests {
         assert!(with(b"db.example", b"dx.example").is_for("alice"));
         for name in [b"db\0example", b"          "] {
             assert_eq!(with(b"db.example", name), Certificate::default(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn names_within_a_tree() {
+        for (name, base, within) in [
+            ("a.example", "example", true),
+            ("example", "example", true),
+            ("badexample", "example", false),
+            ("a.example", ".example", true),
+            ("example", ".example", false),
+            ("a.example", "", true),
+            ("a.example", "a.example.org", false),
+        ] {
+            assert_eq!(is_within(name, base), within, "{name} in {base}");
+        }
+        for (name, like) in
+            [("a.b", true), ("alice", false), ("a b.c", false), ("a..b", false), ("-a.b", false), ("a_b.c", true)]
+        {
+            assert_eq!(is_like_a_host(name), like, "{name}");
         }
     }
 

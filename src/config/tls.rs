@@ -281,7 +281,7 @@ fn tls13_ciphers(text: &str) -> Result<Vec<&'static str>, String> {
         return Ok(TLS13_SUITES.to_vec());
     }
     let mut suites = Vec::new();
-    for name in text.split(':').map(str::trim) {
+    for name in text.split(':').map(str::trim).filter(|name| !name.is_empty()) {
         let known = TLS13_SUITES.iter().find(|known| known.eq_ignore_ascii_case(name));
         let Some(known) = known else {
             return Err(format!(
@@ -292,6 +292,9 @@ fn tls13_ciphers(text: &str) -> Result<Vec<&'static str>, String> {
         if !suites.contains(known) {
             suites.push(*known);
         }
+    }
+    if suites.is_empty() {
+        return Err(format!("it names none of the TLS 1.3 suites of this build: {}", TLS13_SUITES.join(":")));
     }
     Ok(suites)
 }
@@ -316,6 +319,8 @@ fn ciphers(text: &str) -> Result<Vec<&'static str>, String> {
     }
     let mut chosen: Vec<usize> = Vec::new();
     let mut killed = [false; SUITES.len()];
+    // a command ends the word before it
+    let text = text.replace('@', ":@");
     for item in text.split([':', ',', ' ', ';']).filter(|item| !item.is_empty()) {
         if let Some(command) = item.strip_prefix('@') {
             order(command, &mut chosen)?;
@@ -366,6 +371,8 @@ fn selected(words: &str, lenient: bool) -> Result<[bool; SUITES.len()], String> 
         let known = single.is_some()
             || EVERY.contains(&word)
             || NONE.contains(&word)
+            // those have a list of their own
+            || TLS13_SUITES.contains(&word)
             || SUITES.iter().any(|suite| suite.words.contains(&word));
         if !known && !lenient {
             let names: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
@@ -405,6 +412,9 @@ mod tests {
             ("ALL", ALL),
             ("HIGH:MEDIUM:+3DES:!aNULL", ALL),
             ("DEFAULT:@SECLEVEL=2", ALL),
+            ("DEFAULT@SECLEVEL=1", ALL),
+            ("HIGH:!AES128@STRENGTH", "E-AES256 R-AES256 E-CC R-CC"),
+            ("TLS_AES_256_GCM_SHA384:ECDHE-RSA-AES128-GCM-SHA256", "R-AES128"),
             ("ECDHE-RSA-AES128-GCM-SHA256", "R-AES128"),
             ("ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES256-GCM-SHA384", "R-AES128 R-AES256"),
             ("AES128,AES256", "E-AES128 R-AES128 E-AES256 R-AES256"),

@@ -16,7 +16,7 @@ use rustls::{
 };
 
 use super::session::{Next, Session};
-use super::verify::ServerVerifier;
+use super::verify::{Anchors, ServerVerifier};
 use super::{Contexts, certified_key};
 use crate::config::{Settings, SslMode};
 use crate::net::stream::{ReadResult, Socket};
@@ -41,7 +41,7 @@ fn contexts() -> Contexts {
 
 fn client() -> Connection {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifier = ServerVerifier::new(super::verify::Anchors::system(), &provider, SslMode::Require);
+    let verifier = ServerVerifier::new(Anchors::system(), &provider, SslMode::Require);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .expect("the provider has it")
@@ -55,7 +55,8 @@ fn client() -> Connection {
 
 fn server() -> Connection {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let key = certified_key(&provider, &file("cert.pem"), &file("key.pem")).expect("certificate and key are there");
+    let key = certified_key(&provider, &file("cert.pem"), &file("key.pem"), &Anchors::system())
+        .expect("certificate and key are there");
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
         .expect("the provider has it")

@@ -152,8 +152,9 @@ impl ForClients {
             file => Anchors::read(file).map_err(setup_failed)?,
         };
         let must = matches!(mode, SslMode::VerifyCa | SslMode::VerifyFull);
+        let (cert, key) = (&settings.client_tls_cert_file, &settings.client_tls_key_file);
+        let key = certified_key(&provider, cert, key, &anchors)?;
         let verifier = ClientVerifier::new(anchors, &provider, must);
-        let key = certified_key(&provider, &settings.client_tls_cert_file, &settings.client_tls_key_file)?;
         let end_point = key.cert.first().and_then(|leaf| certificate::end_point(leaf)).map(Arc::from);
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions(&policy))
@@ -190,18 +191,20 @@ impl ForServers {
             "" => Anchors::system(),
             file => Anchors::read(file).map_err(setup_failed)?,
         };
+        let (cert, key) = (&settings.server_tls_cert_file, &settings.server_tls_key_file);
+        let key = match (cert.as_str(), key.as_str()) {
+            ("", "") => None,
+            _ => Some(certified_key(&provider, cert, key, &anchors)?),
+        };
         let verifier = ServerVerifier::new(anchors, &provider, mode);
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&versions(&policy))
             .map_err(|error| setup_failed(error.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
-        let (cert, key) = (&settings.server_tls_cert_file, &settings.server_tls_key_file);
-        let mut config = if cert.is_empty() && key.is_empty() {
-            builder.with_no_client_auth()
-        } else {
-            let key = certified_key(&provider, cert, key)?;
-            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
+        let mut config = match key {
+            None => builder.with_no_client_auth(),
+            Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
         };
         config.resumption = rustls::client::Resumption::disabled();
         config.enable_sni = mode == SslMode::VerifyFull;
@@ -267,10 +270,23 @@ fn provider(policy: &Policy) -> CryptoProvider {
     CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() }
 }
 
-/// A certificate with its chain and the private key that belongs to it.
-fn certified_key(provider: &CryptoProvider, cert_file: &str, key_file: &str) -> Result<CertifiedKey, Refused> {
-    let chain = pem::read_certificates(cert_file)
-        .map_err(|why| setup_failed(format!("failed to load certificate file \"{cert_file}\": {why}")))?;
+/// A certificate with its chain and the private key that belongs to it. A file that holds the certificate alone is made up for
+/// by those that are trusted, as OpenSSL does it.
+fn certified_key(
+    provider: &CryptoProvider,
+    cert_file: &str,
+    key_file: &str,
+    anchors: &Anchors,
+) -> Result<CertifiedKey, Refused> {
+    let unusable = |why: &str| setup_failed(format!("failed to load certificate file \"{cert_file}\": {why}"));
+    let mut chain = pem::read_certificates(cert_file).map_err(|why| unusable(&why))?;
+    if chain.iter().any(|der| certificate::public_key(der).is_none()) {
+        return Err(unusable("wrong tag"));
+    }
+    if let [leaf] = &chain[..] {
+        let issuers = anchors.issuers_of(leaf, provider.signature_verification_algorithms);
+        chain.extend(issuers);
+    }
     let failed = |why: String| setup_failed(format!("failed to load private key file \"{key_file}\": {why}"));
     let key = pem::read_key(key_file).map_err(failed)?;
     let key = provider.key_provider.load_private_key(key).map_err(|_| failed(KEYS.to_owned()))?;

@@ -39,7 +39,9 @@ fn incompatible(why: &PeerIncompatible) -> String {
         | PeerIncompatible::Tls12NotOfferedOrEnabled
         | PeerIncompatible::ServerDoesNotSupportTls12Or13
         | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
-        | PeerIncompatible::SupportedVersionsExtensionRequired => "unsupported protocol".to_owned(),
+        | PeerIncompatible::SupportedVersionsExtensionRequired
+        // clients of TLS 1.1 and before do not send it, and it is looked for first
+        | PeerIncompatible::SignatureAlgorithmsExtensionRequired => "unsupported protocol".to_owned(),
         PeerIncompatible::NoCipherSuitesInCommon => "no shared cipher".to_owned(),
         PeerIncompatible::NoKxGroupsInCommon => "no suitable key share".to_owned(),
         PeerIncompatible::NoSignatureSchemesInCommon => "no suitable signature algorithm".to_owned(),
