@@ -9,7 +9,9 @@ use std::fmt;
 use base64::Engine as _;
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
+use stringprep::tables;
 use subtle::ConstantTimeEq;
+use unicode_normalization::UnicodeNormalization;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::secret::{BASE64, KEY_BYTES, ScramSecret};
@@ -86,11 +88,48 @@ pub fn derive(password: &[u8], salt: &[u8], iterations: u32) -> SaltedKeys {
 
 /// SASLprep where it can be applied, the raw bytes where not: PostgreSQL does the same on both ends.
 fn prepare(password: &[u8]) -> Zeroizing<Vec<u8>> {
-    let prepared = std::str::from_utf8(password).ok().and_then(|text| stringprep::saslprep(text).ok());
-    Zeroizing::new(match prepared {
-        Some(text) if !text.is_empty() => text.as_bytes().to_vec(),
-        _ => password.to_vec(),
-    })
+    let prepared = std::str::from_utf8(password).ok().filter(|text| !text.is_ascii()).and_then(saslprep);
+    prepared.unwrap_or_else(|| Zeroizing::new(password.to_vec()))
+}
+
+/// RFC 4013 as PostgreSQL has it: what is prohibited, unassigned or written in both directions is looked for before the text
+/// is normalized, not after. `None`: it cannot be applied.
+fn saslprep(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let mapped = |letter: char| match letter {
+        space if tables::non_ascii_space_character(space) => Some(' '),
+        nothing if tables::commonly_mapped_to_nothing(nothing) => None,
+        other => Some(other),
+    };
+    let mapped: Zeroizing<Vec<char>> = Zeroizing::new(text.chars().filter_map(mapped).collect());
+    let (first, last) = (*mapped.first()?, *mapped.last()?);
+    if mapped.iter().any(|&letter| is_prohibited(letter) || tables::unassigned_code_point(letter)) {
+        return None;
+    }
+    let leftwards = tables::bidi_r_or_al;
+    if mapped.iter().any(|&letter| leftwards(letter)) {
+        let rightwards = mapped.iter().any(|&letter| tables::bidi_l(letter));
+        if rightwards || !leftwards(first) || !leftwards(last) {
+            return None;
+        }
+    }
+    // once, so that no copy of a part stays behind
+    let mut prepared = Zeroizing::new(Vec::with_capacity(12 * text.len()));
+    for letter in mapped.iter().copied().nfkc() {
+        prepared.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes());
+    }
+    Some(prepared)
+}
+
+fn is_prohibited(letter: char) -> bool {
+    tables::non_ascii_space_character(letter)
+        || tables::ascii_control_character(letter)
+        || tables::non_ascii_control_character(letter)
+        || tables::private_use(letter)
+        || tables::non_character_code_point(letter)
+        || tables::inappropriate_for_plain_text(letter)
+        || tables::inappropriate_for_canonical_representation(letter)
+        || tables::change_display_properties_or_deprecated(letter)
+        || tables::tagging_character(letter)
 }
 
 pub(crate) fn hmac(key: &[u8], parts: &[&[u8]]) -> Key {
@@ -290,6 +329,14 @@ mod tests {
             ("\u{ad}".as_bytes(), "\u{ad}".as_bytes()),
             ("tab\t".as_bytes(), b"tab\t"),
             (b"\xff\xfe", b"\xff\xfe"),
+            // not there yet in Unicode 3.2, though they can be taken apart
+            ("pass\u{1d43}".as_bytes(), "pass\u{1d43}".as_bytes()),
+            ("x\u{2090}".as_bytes(), "x\u{2090}".as_bytes()),
+            // written to the right itself, to the left when taken apart
+            ("\u{2135}a".as_bytes(), "\u{5d0}a".as_bytes()),
+            ("\u{340}".as_bytes(), "\u{340}".as_bytes()),
+            ("\u{5d0}a".as_bytes(), "\u{5d0}a".as_bytes()),
+            ("\u{5d0}\u{ad}\u{5d0}".as_bytes(), "\u{5d0}\u{5d0}".as_bytes()),
         ] {
             assert_eq!(prepare(raw).as_slice(), expected, "{raw:?}");
         }

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import os
+import unicodedata
 
 import pytest
 
@@ -126,6 +127,22 @@ def test_a_password_in_another_encoding_is_its_bytes(make_pooler, latin1, method
         with pytest.raises(ServerError, match="SASL authentication failed" if method == "scram-sha-256" else "password authentication failed"):
             pooler.login(role, password="p\u00e4\u00dfword")
     assert "not valid UTF-8" not in pooler.log()
+
+
+def test_passwords_of_all_scripts(make_pooler, pg):
+    """Every letter that Unicode takes apart, as libpq prepares it for SCRAM, and some that must not stand beside each other."""
+    letters = [chr(code) for code in range(0x80, 0x20000) if not 0xd800 <= code < 0xe000]
+    taken_apart = [letter for letter in letters if unicodedata.normalize("NFKC", letter) != letter]
+    passwords = [f"x{letter}" for letter in taken_apart[::12]]
+    passwords += ["\u05d0a", "\u2135a", "\u05d0\u00ad\u05d1", "\u05d01", "\u05d01\u05d0", "\u00ad", "\u2003", "\ufdfa", "\u0340", "e\u0301\t"]
+    userlist = {f"u{number}": password for number, password in enumerate(passwords)}
+    pooler = make_pooler(start=False, ini={"auth_type": "scram-sha-256"}, userlist=userlist)
+    pooler.databases = {"p0": pooler.backend(user="app", password="app-secret")}
+    pooler.write()
+    pooler.start()
+    for user in userlist:
+        with pooler.connect(user) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_log_says_which_side_failed(make_pooler, pg):

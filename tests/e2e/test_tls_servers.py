@@ -228,6 +228,16 @@ def test_our_certificate_for_the_server(pooler_to, ssl_pg, ca):
         serves(pooler)
 
 
+def test_a_server_that_refuses_our_certificate_is_quoted(pooler_to, ssl_pg, stranger):
+    """With TLS 1.3 it says so when the handshake is over."""
+    pair = stranger.issue("certuser", usage="client")
+    pooler = pooler_to(ssl_pg, "require", users={"user": "certuser"}, server_tls_cert_file=pair.cert, server_tls_key_file=pair.key_file)
+    pooler.admin("SET query_wait_timeout = 3")
+    with pytest.raises(ServerError):
+        serves(pooler)
+    pooler.wait_log("tlsv1 alert unknown ca")
+
+
 def test_ciphers_and_versions(pooler_to, ssl_pg):
     pooler = pooler_to(ssl_pg, "require", server_tls_protocols="tlsv1.2", server_tls_ciphers="ECDHE-ECDSA-AES128-GCM-SHA256")
     with pooler.login() as wire:

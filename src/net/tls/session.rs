@@ -373,7 +373,12 @@ impl Session {
         let mut plain = Plain { into: buffer, len: 0, over: &mut self.unread };
         let opened = match conn.open(&mut incoming[..len], &mut plain, out) {
             Ok(opened) => opened,
-            Err(error) => return (Some(ReadResult::Failed(io::Error::other(text::of(&error)))), true),
+            Err(error) => {
+                // the reason why it is closed will only be that it has ended
+                let why = text::of(&error);
+                tracing::warn!("tls_sbufio_recv: read failed: {why}");
+                return (Some(ReadResult::Failed(io::Error::other(why))), true);
+            }
         };
         let read = plain.len;
         self.ended = opened.ended;
