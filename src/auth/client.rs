@@ -188,6 +188,14 @@ impl ClientAuth {
         Step::Wait
     }
 
+    /// The user's secret has changed. An answer in one message is judged by what is in force when it comes; who is in the middle
+    /// of SCRAM began it with the old one.
+    pub fn replace_secret(&mut self, secret: &Secret) {
+        if let State::Password(Challenge::Clear | Challenge::Md5(_)) = self.state {
+            self.secret = Some(secret.clone());
+        }
+    }
+
     /// Takes a message of the client: its type and its body without the length.
     pub fn receive(&mut self, tag: u8, body: &[u8], out: &mut Vec<u8>) -> Step {
         if tag != b'p' {

@@ -149,8 +149,11 @@ impl<S, R: Clone> Pools<S, R> {
     /// `discount_stranger`.
     ///
     /// # Errors
-    /// The limit of the user.
-    pub fn count_stranger(&mut self, login_user: &str) -> Result<Option<UserId>, Disconnect> {
+    /// The limits of the entry, of which it may not know more than users do, and of the user.
+    pub fn count_stranger(&mut self, db: Option<DbId>, login_user: &str) -> Result<Option<UserId>, Disconnect> {
+        if let Some(entry) = db.and_then(|db| self.entries.get(db)) {
+            refuse_above(entry.max_clients, entry.clients, false, "max_db_client_connections")?;
+        }
         let Some(&user) = self.user_names.get(login_user) else { return Ok(None) };
         self.count_user_client(user, false)?;
         Ok(Some(user))

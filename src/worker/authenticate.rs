@@ -181,6 +181,12 @@ impl Worker {
         let message: Zeroizing<Vec<u8>> = login.received.drain(..total_len).collect::<Vec<_>>().into();
         login.received.spare_capacity_mut().zeroize();
         let Some(auth) = &mut login.auth else { return Ok(Next::Wait) };
+        let now = client.user.as_deref().and_then(|user| self.live.users.get(user));
+        if let (Some(began_with), Some(now)) = (&login.user, now)
+            && !Arc::ptr_eq(began_with, now)
+        {
+            auth.replace_secret(&now.secret);
+        }
         let mut out = Vec::new();
         let step = auth.receive(tag, &message[5..], &mut out);
         self.auth_step(client, step, &out)?;
@@ -233,10 +239,14 @@ impl Worker {
     /// Hands the client's password to whoever judges it.
     fn ask_outside(&mut self, client: &mut Client, password: Zeroizing<Vec<u8>>) -> Result<(), End> {
         let user = client.user.as_deref().unwrap_or_default().to_owned();
+        let known = matches!(&client.phase, Phase::Login(login) if login.outside.is_some());
+        // rules for physical replication are not among those that are looked up before the user
+        let by_rule = || choice::outside(&self.policy(), &Self::subject(client, &user, &client.facts()));
+        let found = if known { None } else { by_rule() };
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
-        let Some(outside) = login.outside.clone() else {
-            return Err(Disconnect::fatal("bouncer config error").into());
-        };
+        let outside = login.outside.clone().or(found);
+        let Some(outside) = outside else { return Err(Disconnect::fatal("bouncer config error").into()) };
+        login.outside = Some(outside.clone());
         login.busy = true;
         login.password.clone_from(&password);
         let from = client.peer.show();

@@ -165,7 +165,8 @@ impl Worker {
             }
             client.pool = shared;
         } else {
-            client.user_id = self.pools(|broker| broker.pools.count_stranger(&user))?;
+            let db = entry.as_ref().map(|(db, _)| *db);
+            client.user_id = self.pools(|broker| broker.pools.count_stranger(db, &user))?;
         }
         self.log_attempt(client, &user);
         self.authenticate(client, &user, known.as_deref())

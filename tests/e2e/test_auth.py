@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from support.system import until
-from support.wire import ServerError, Wire, cstr, message, scram_proof, startup_packet
+from support.wire import ServerError, Wire, cstr, md5_response, message, scram_proof, startup_packet
 
 
 def md5_secret(user, password):
@@ -256,6 +256,23 @@ def test_empty_password(asked):
     wire = asked("md5")
     wire.send(message("p", b"\0"))
     wire.expect_fatal("empty password returned by client")
+
+
+@pytest.mark.parametrize("auth_type", ["plain", "md5"])
+def test_a_password_is_judged_by_what_is_in_force_when_it_comes(make_pooler, auth_type):
+    for now in ({"app": "another", "admin": "a"}, {"admin": "a"}):
+        pooler = make_pooler(ini={"auth_type": auth_type}, userlist={"app": "app-secret", "admin": "a"})
+        with pooler.wire() as wire:
+            wire.startup("app", "p0")
+            request = wire.recv()
+            pooler.userlist = now
+            pooler.write()
+            with pooler.console() as console:
+                console.query("RELOAD")
+                pooler.settle(console)
+            answer = "app-secret" if auth_type == "plain" else md5_response("app", "app-secret", request.body[4:8])
+            wire.send(message("p", cstr(answer)))
+            assert wire.recv().fields["M"] == "password authentication failed"
 
 
 def test_second_startup_message(asked):

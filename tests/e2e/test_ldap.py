@@ -193,6 +193,14 @@ def test_rules(ldap):
     refused(pooler, "app", "app-secret", database="pgbouncer", text="not allowed")
 
 
+def test_rules_for_replication(ldap):
+    """Their users need a record, for such rules are not looked up before the user is."""
+    pooler = ldap("{server} {port} " + PEOPLE, userlist={"app": ""}, rules="local all all trust\nhost replication all all LDAP\n")
+    pooler.login("app", password="app-secret", replication="true").close()
+    with pytest.raises(ServerError, match="LDAP authentication failed"):
+        pooler.login("app", password="wrong", replication="true")
+
+
 def test_not_together_with_an_entry_that_looks_users_up(ldap):
     """The global auth_user counts for entries for which somebody was looked up."""
     pooler = ldap("{server} {port} " + PEOPLE, rules="host all app,admin all LDAP\nhost all all all md5\n",

@@ -109,6 +109,16 @@ def test_client_limits(make_pooler, setting):
     assert all(c.query("SHOW VERSION").rows for c in consoles), "administrators are not counted out"
 
 
+@pytest.mark.since("1.24")
+@pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
+def test_a_full_database_does_not_tell_who_is_known(make_pooler, auth_type):
+    pooler = make_pooler(ini={"auth_type": auth_type, "max_db_client_connections": 1})
+    with pooler.login("app"):
+        for user in ("app2", "nosuch"):
+            with pytest.raises(ServerError, match=r"client connections exceeded \(max_db_client_connections\)"):
+                pooler.login(user, password="x")
+
+
 def test_max_client_conn_changes_at_once(make_pooler):
     pooler = make_pooler(ini={"max_client_conn": 100})
     # the console counts as well; it stays, for nobody knows when one that leaves is no longer counted
