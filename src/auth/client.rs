@@ -71,8 +71,8 @@ pub enum Step {
     Wait,
     /// Run this and give the result to [`ClientAuth::derived`]; read nothing from the client meanwhile.
     Derive(Derivation),
-    /// The client's password, for somebody else to judge; the exchange is over.
-    External(Zeroizing<Vec<u8>>),
+    /// The client's password, for somebody else to judge; the exchange is over. `None`: nobody can have it.
+    External(Option<Zeroizing<Vec<u8>>>),
     Success(Proof),
     Fail(Failure),
 }
@@ -212,6 +212,17 @@ impl ClientAuth {
         }
     }
 
+    /// A message of the client is longer than any that makes sense.
+    pub fn too_long(&mut self) -> Step {
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Password(challenge) => Self::impossible(challenge),
+            State::SaslFirst | State::SaslFinal(_) => Failure::sasl("malformed SCRAM message (too long)"),
+            State::PasswordDerived | State::PasswordWrong | State::SaslDerived { .. } | State::Done => {
+                Failure::bad_packet()
+            }
+        }
+    }
+
     /// Goes on with the keys that were asked for.
     pub fn derived(&mut self, keys: &SaltedKeys, out: &mut Vec<u8>) -> Step {
         match std::mem::replace(&mut self.state, State::Done) {
@@ -239,14 +250,14 @@ impl ClientAuth {
     }
 
     fn password(&mut self, challenge: Challenge, body: &[u8]) -> Step {
-        let Some(end) = body.iter().position(|&b| b == 0) else { return Failure::fatal(WRONG_PASSWORD) };
-        let password = &body[..end];
-        if password.is_empty() {
+        let password = body.iter().position(|&b| b == 0).map(|end| &body[..end]);
+        if password.is_some_and(<[u8]>::is_empty) {
             return Failure::fatal("empty password returned by client");
         }
+        let possible = password.filter(|password| password.len() <= MAX_PASSWORD_BYTES);
+        let Some(password) = possible else { return Self::impossible(challenge) };
         match challenge {
-            _ if password.len() > MAX_PASSWORD_BYTES => Failure::fatal(WRONG_PASSWORD),
-            Challenge::External => Step::External(Zeroizing::new(password.to_vec())),
+            Challenge::External => Step::External(Some(Zeroizing::new(password.to_vec()))),
             Challenge::Clear => self.clear_text(password),
             Challenge::Md5(salt) => {
                 // strangers cost the same work as everybody else
@@ -254,6 +265,14 @@ impl ClientAuth {
                 let same = same_secret(expected.unwrap_or_default().as_bytes(), password);
                 verdict(same && self.secret.as_ref().is_some_and(|secret| !secret.is_none()))
             }
+        }
+    }
+
+    /// What is no password, or longer than any.
+    fn impossible(challenge: Challenge) -> Step {
+        match challenge {
+            Challenge::External => Step::External(None),
+            Challenge::Clear | Challenge::Md5(_) => Failure::fatal(WRONG_PASSWORD),
         }
     }
 
@@ -385,7 +404,7 @@ mod tests {
                 let step = machine.derived(&work.run(), &mut Vec::new());
                 end(machine, step)
             }
-            Step::External(password) => String::from_utf8_lossy(&password).into_owned(),
+            Step::External(password) => String::from_utf8_lossy(&password.unwrap_or_default()).into_owned(),
             Step::Success(_) => "success".into(),
             Step::Fail(failure) => {
                 let kind = if failure.disconnect.tell { "FATAL" } else { "silent" };

@@ -173,7 +173,10 @@ impl Worker {
     pub(super) fn password(&mut self, client: &mut Client, tag: u8, total_len: usize) -> Result<Next, End> {
         let Phase::Login(login) = &mut client.phase else { return Ok(Next::Wait) };
         if total_len > MAX_RECEIVED {
-            return Err(Disconnect::fatal("password authentication failed").into());
+            let Some(auth) = &mut login.auth else { return Ok(Next::Wait) };
+            let step = if tag == b'p' { auth.too_long() } else { auth.receive(tag, b"", &mut Vec::new()) };
+            self.auth_step(client, step, b"")?;
+            return Ok(Next::Wait);
         }
         if login.received.len() < total_len {
             return Ok(Next::Wait);
@@ -237,7 +240,7 @@ impl Worker {
     }
 
     /// Hands the client's password to whoever judges it.
-    fn ask_outside(&mut self, client: &mut Client, password: Zeroizing<Vec<u8>>) -> Result<(), End> {
+    fn ask_outside(&mut self, client: &mut Client, password: Option<Zeroizing<Vec<u8>>>) -> Result<(), End> {
         let user = client.user.as_deref().unwrap_or_default().to_owned();
         let known = matches!(&client.phase, Phase::Login(login) if login.outside.is_some());
         // rules for physical replication are not among those that are looked up before the user
@@ -246,6 +249,7 @@ impl Worker {
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
         let outside = login.outside.clone().or(found);
         let Some(outside) = outside else { return Err(Disconnect::fatal("bouncer config error").into()) };
+        let Some(password) = password else { return Err(Disconnect::fatal(outside.failure()).into()) };
         login.outside = Some(outside.clone());
         login.busy = true;
         login.password.clone_from(&password);

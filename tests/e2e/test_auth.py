@@ -275,6 +275,17 @@ def test_a_password_is_judged_by_what_is_in_force_when_it_comes(make_pooler, aut
             assert wire.recv().fields["M"] == "password authentication failed"
 
 
+@pytest.mark.ours
+@pytest.mark.parametrize("size", [65_531, 67_000, 1 << 20])
+@pytest.mark.parametrize("auth_type, text", [("plain", "password authentication failed"), ("md5", "password authentication failed"),
+                                             ("scram-sha-256", "SASL authentication failed")])
+def test_longer_than_any_answer(asked, auth_type, text, size):
+    wire = asked(auth_type)
+    head = cstr("SCRAM-SHA-256") + size.to_bytes(4, "big") if auth_type == "scram-sha-256" else b""
+    wire.send(message("p", head + b"x" * size + b"\0"))
+    wire.expect_fatal(text)
+
+
 def test_second_startup_message(asked):
     wire = asked("md5")
     wire.send(startup_packet({"user": "app"}))

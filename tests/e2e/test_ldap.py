@@ -64,6 +64,8 @@ def test_simple_mode(ldap):
     refused(pooler, "app", "wrong", f"WARNING LDAP login failed for user {dn} on server 127.0.0.1: Invalid credentials")
     refused(pooler, "nosuch", "app-secret", "Invalid credentials")
     refused(pooler, "app", "", text="empty password returned by client")
+    refused(pooler, "app", "x" * 65_531)
+    refused(pooler, "app", "x" * 70_000)
     refused(pooler, "app", "wrong", database="nowhere")
     refused(pooler, "app", "app-secret", database="nowhere", text="no such database: nowhere")
     with pooler.login("app2", "forced", password="app2-secret") as wire:
