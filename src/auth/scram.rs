@@ -258,9 +258,17 @@ impl<'a> Attributes<'a> {
         Self { rest: Some(message) }
     }
 
-    /// Whether everything has been read.
+    /// Whether everything has been read. A comma at the end has nothing behind it, as PostgreSQL sees it.
     pub(crate) const fn at_end(&self) -> bool {
-        self.rest.is_none()
+        self.left() == 0
+    }
+
+    /// Bytes that have not been read.
+    pub(crate) const fn left(&self) -> usize {
+        match self.rest {
+            Some(rest) => rest.len(),
+            None => 0,
+        }
     }
 
     /// The value of the next attribute, which has to be called `name`.

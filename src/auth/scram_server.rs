@@ -155,12 +155,12 @@ impl Exchange {
             return Err("unexpected SCRAM channel-binding attribute in client-final-message".into());
         }
         let nonce = attributes.expect(b'r')?;
-        let proof = loop {
+        let (proof, signed_len) = loop {
+            let left = attributes.left();
             if let (b'p', proof) = attributes.any()? {
-                break proof;
+                break (proof, message.len().saturating_sub(left + ",".len()));
             }
         };
-        let signed_len = message.len().saturating_sub(proof.len() + ",p=".len());
         let proof: Key = decode(proof)
             .and_then(|proof| proof.try_into().ok())
             .ok_or_else(|| malformed("malformed proof in client-final-message"))?;
@@ -231,7 +231,8 @@ mod tests {
             ("n,b", "malformed SCRAM message (unexpected attribute \"'b'\" in client-first-message)"),
             ("n,,r=abc", "malformed SCRAM message (attribute \"n\" expected)"),
             ("n,,n=,", "malformed SCRAM message (attribute \"r\" expected)"),
-            ("n,,n=,r=abc,", "malformed SCRAM message (attribute expected, but found invalid character \"0x00\")"),
+            ("n,,n=,r=abc,", ""),
+            ("n,,n=,r=abc,,", "malformed SCRAM message (attribute expected, but found invalid character \"','\")"),
             ("n,,n=,r=abc,x", "malformed SCRAM message (expected character \"=\" after attribute \"x\")"),
         ] {
             let result = ClientFirst::parse(message.as_bytes(), Offer::Nothing).err().unwrap_or_default();
@@ -250,6 +251,7 @@ mod tests {
         for (message, defect) in [
             (format!("c=biws,r={nonce},p={proof}"), "password authentication failed"),
             (format!("c=biws,r={nonce},x=1,p={proof}"), "password authentication failed"),
+            (format!("c=biws,r={nonce},p={proof},"), "password authentication failed"),
             (format!("c=biws,r={nonce}x,p={proof}"), "invalid SCRAM response (nonce does not match)"),
             (format!("c=biws,r=abc,p={proof}"), "invalid SCRAM response (nonce does not match)"),
             (

@@ -325,6 +325,17 @@ def test_broken_scram_final_message(asked, final):
     wire.expect_fatal("SASL authentication failed")
 
 
+@pytest.mark.parametrize("ends", [("", ""), (",", ""), ("", ","), (",x=1,", ",")])
+def test_scram_messages_may_end_with_a_comma(asked, ends):
+    wire = asked("scram-sha-256")
+    bare = "n=,r=abc" + ends[0]
+    first = f"n,,{bare}".encode()
+    wire.send(message("p", cstr("SCRAM-SHA-256") + len(first).to_bytes(4, "big") + first))
+    final, _ = scram_proof("app-secret", "abc", bare, wire.recv().body[4:].decode())
+    wire.send(message("p", (final + ends[1]).encode()))
+    assert wire.recv().body[:4] == b"\0\0\0\x0c"
+
+
 def test_scram_without_a_nonce_of_the_client(asked):
     wire = asked("scram-sha-256")
     wire.send(sasl_initial("SCRAM-SHA-256", b"n,,n=,r="))
