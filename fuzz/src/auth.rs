@@ -275,8 +275,12 @@ pub(crate) fn certificate(data: &[u8]) {
     }
     let _ = der::key_parts(data);
     let _ = der::check_validity(data, 1_700_000_000);
-    let _ = der::plainly_issued(data, der::Purpose::Server);
-    let _ = der::plainly_issued(data, der::Purpose::Client);
+    let _ = der::plainly_issued(data);
+    for purpose in [der::Purpose::Server, der::Purpose::Client] {
+        let _ = (der::is_usable(data, purpose), der::extends_to(data, purpose), der::issues_plainly(data, purpose, 1));
+    }
+    let _ =
+        (der::may_issue(data), der::longest_path(data), der::vouches_for_common_name(data, data), der::issued(data));
     if let Some(subject) = der::subject(data) {
         assert!(subject.len() <= data.len());
     }

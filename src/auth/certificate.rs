@@ -147,22 +147,12 @@ pub struct Issued<'a> {
 
 /// Takes apart a certificate of a kind that path validation by the book has no place for although programs and tools in
 /// the field make it and OpenSSL takes it: of version 1, without extensions, or one that may itself issue others.
-/// `None` for all other ones, and for those that may not be used for `purpose`.
+/// `None` for all other ones.
 #[must_use]
-pub fn plainly_issued(der: &[u8], purpose: Purpose) -> Option<Issued<'_>> {
+pub fn plainly_issued(der: &[u8]) -> Option<Issued<'_>> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     if certificate.version() != X509Version::V1 && !certificate.is_ca() {
         return None;
-    }
-    if let Some(usage) = certificate.extended_key_usage().ok()? {
-        let usage = usage.value;
-        let fits = match purpose {
-            Purpose::Server => usage.server_auth,
-            Purpose::Client => usage.client_auth,
-        };
-        if !fits && !usage.any {
-            return None;
-        }
     }
     if certificate.extensions().iter().any(|extension| extension.critical && !is_known(&extension.oid.to_id_string())) {
         return None;
@@ -216,16 +206,48 @@ fn is_own_issuer(certificate: &X509Certificate<'_>) -> bool {
     certificate.subject().as_raw() == certificate.issuer().as_raw()
 }
 
-/// Does its key usage, if it has one, allow it to stand at the end of a path for `purpose`?
+/// May it, by the usages of its key if it names any, stand at the end of a path for `purpose`?
 #[must_use]
 pub fn is_usable(der: &[u8], purpose: Purpose) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
     let Ok(usage) = certificate.key_usage() else { return false };
-    usage.is_none_or(|usage| {
+    let fits = usage.is_none_or(|usage| {
         let agrees = usage.value.digital_signature() || usage.value.key_agreement();
         agrees || purpose == Purpose::Server && usage.value.key_encipherment()
+    });
+    fits && is_meant_for(&certificate, purpose)
+}
+
+/// May it, by its extended key usage if it has one, stand anywhere on a path for `purpose`?
+#[must_use]
+pub fn extends_to(der: &[u8], purpose: Purpose) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| is_meant_for(&certificate, purpose))
+}
+
+/// OpenSSL takes "any purpose" for none of these.
+fn is_meant_for(certificate: &X509Certificate<'_>, purpose: Purpose) -> bool {
+    let Ok(usage) = certificate.extended_key_usage() else { return false };
+    usage.is_none_or(|usage| match purpose {
+        Purpose::Server => usage.value.server_auth,
+        Purpose::Client => usage.value.client_auth,
     })
 }
+
+/// May it issue others for `purpose`, `depth` certificates away from the end of the path, without constraints on anything? Where
+/// there are such, who is constrained is for those to judge who go by the book.
+#[must_use]
+pub fn issues_plainly(der: &[u8], purpose: Purpose, depth: usize) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
+    may_issue(der)
+        && is_meant_for(&certificate, purpose)
+        && longest_path(der).is_none_or(|longest| depth <= longest)
+        && certificate.extensions().iter().all(|extension| {
+            let oid = extension.oid.to_id_string();
+            oid != NAME_CONSTRAINTS && (!extension.critical || is_known(&oid))
+        })
+}
+
+const NAME_CONSTRAINTS: &str = "2.5.29.30";
 
 /// May the issuer, by its constraints on names, vouch for the common name of `leaf`? It counts as a host's if it looks like one
 /// and no alternative name is a host's.
@@ -374,8 +396,7 @@ mod tests {
             let _ = (names(&bytes), end_point(&bytes), public_key(&bytes), subject(&bytes), check_validity(&bytes, 0));
             let _ = (may_issue(&bytes), longest_path(&bytes), is_usable(&bytes, Purpose::Server));
             let _ = (vouches_for_common_name(&bytes, good), vouches_for_common_name(good, &bytes));
-            let _ =
-                (plainly_issued(&bytes, Purpose::Client), plainly_issued(&bytes, Purpose::Server), key_parts(&bytes));
+            let _ = (plainly_issued(&bytes), issues_plainly(&bytes, Purpose::Client, 0), key_parts(&bytes));
         }
     }
 
@@ -395,7 +416,7 @@ mod tests {
         assert_eq!(check_validity(leaf, 0), Err(Invalid::NotYet));
         assert_eq!(check_validity(leaf, i64::from(u32::MAX) * 10), Err(Invalid::Expired));
         assert_eq!(check_validity(b"", 0), Err(Invalid::Unreadable));
-        assert_eq!(plainly_issued(leaf, Purpose::Server), None);
+        assert_eq!(plainly_issued(leaf), None);
     }
 
     /// The certificate with `from` in its names replaced by `to`: what it says is read before anybody asks who signed it.
@@ -444,7 +465,7 @@ mod tests {
     #[test]
     fn version_1_is_taken_apart() {
         let der = include_bytes!("testdata/version1.der");
-        let issued = plainly_issued(der, Purpose::Client).expect("version 1");
+        let issued = plainly_issued(der).expect("version 1");
         let (_, certificate) = X509Certificate::from_der(der).expect("readable");
         assert_eq!(issued.issuer, certificate.issuer().as_raw());
         assert_eq!(issued.signed, certificate.tbs_certificate.as_ref());

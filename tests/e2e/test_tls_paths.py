@@ -7,7 +7,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from support.certs import Pair, key_pem, now, pem, write
 from support.wire import Closed
@@ -24,8 +24,8 @@ class Maker:
     def __init__(self, directory):
         self.dir, self.made = directory, 0
 
-    def __call__(self, name, issuer=None, ca=False, longest=None, days=(-30, 30), usage=None, permitted=None, basic=True, names=()):
-        key = ec.generate_private_key(ec.SECP256R1())
+    def __call__(self, name, issuer=None, ca=False, longest=None, days=(-30, 30), usage=None, permitted=None, basic=True, names=(), purpose=None, key=None):
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = (
             x509.CertificateBuilder().subject_name(subject).issuer_name(issuer.certificate.subject if issuer else subject)
@@ -37,6 +37,8 @@ class Maker:
             builder = builder.add_extension(x509.KeyUsage(**{one: one in usage for one in USAGES}), critical=True)
         if permitted:
             builder = builder.add_extension(x509.NameConstraints([x509.DNSName(permitted)], None), critical=True)
+        if purpose:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in names]), critical=False)
         self.made += 1
@@ -60,6 +62,8 @@ def together(pair, *others):
 def root(make, **more):
     return make("root", ca=True, **more)
 
+
+SERVERS, CLIENTS = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 # name -> what makes (the leaf with what it sends, the trusted ones), whether it is let in
 CASES = {
@@ -92,6 +96,26 @@ CASES = {
         make("between", r, ca=True, permitted="good.example")))(root(make)), True),
     "for no name of a host": (lambda make: (lambda r: (lambda i: (together(make("app", i), i), [r]))(
         make("between", r, ca=True, permitted="good.example")))(root(make)), True),
+    "an authority itself": (lambda make: (lambda r: (make("app", r, ca=True), [r]))(root(make)), True),
+    "an authority itself, below one that is sent": (lambda make: (lambda r: (lambda i: (together(make("app", i, ca=True), i), [r]))(
+        make("between", r, ca=True)))(root(make)), True),
+    "an authority itself, for another name": (lambda make: (lambda r: (lambda i: (make("app", i, ca=True, names=["app"]), [r, i]))(
+        make("between", r, ca=True, permitted="good.example")))(root(make)), False),
+    "an authority itself, for another purpose": (lambda make: (lambda r: (make("app", r, ca=True, purpose=SERVERS), [r]))(root(make)), False),
+    "for another purpose": (lambda make: (lambda r: (make("app", r, purpose=SERVERS), [r]))(root(make)), False),
+    "for this purpose": (lambda make: (lambda r: (make("app", r, purpose=CLIENTS), [r]))(root(make)), True),
+    "for any purpose": (lambda make: (lambda r: (make("app", r, purpose=ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE), [r]))(root(make)), False),
+    "by a root for another purpose": (lambda make: (lambda r: (make("app", r), [r]))(root(make, purpose=SERVERS)), False),
+    "by a trusted intermediate for another purpose": (lambda make: (lambda r: (lambda i: (make("app", i), [r, i]))(
+        make("between", r, ca=True, purpose=SERVERS)))(root(make)), False),
+    "itself for another purpose": (lambda make: (lambda one: (one, [one]))(make("app", purpose=SERVERS)), False),
+    "itself, but of another issuer": (lambda make: (lambda one: (one, [one]))(make("app", root(make))), False),
+    "by a trusted intermediate of a root that has none": (lambda make: (lambda r: (lambda i: (make("app", i), [r, i]))(
+        make("between", r, ca=True)))(root(make, longest=0)), False),
+    "by a trusted intermediate of a root for other names": (lambda make: (lambda r: (lambda i: (make("x.bad.example", i), [r, i]))(
+        make("between", r, ca=True)))(root(make, permitted="good.example")), False),
+    "by a trusted intermediate of a root that has expired": (lambda make: (lambda r: (lambda i: (make("app", i), [r, i]))(
+        make("between", r, ca=True)))(root(make, days=(-30, -5))), False),
     "to sign with": (lambda make: (lambda r: (make("app", r, usage=["digital_signature"]), [r]))(root(make)), True),
     "to encipher keys with": (lambda make: (lambda r: (make("app", r, usage=["key_encipherment"]), [r]))(root(make)), False),
     "to sign lists with": (lambda make: (lambda r: (make("app", r, usage=["crl_sign"]), [r]))(root(make)), False),
@@ -142,8 +166,9 @@ def test_a_certificate_alone_is_sent_with_its_issuers(tls_pooler, pooler_to, ssl
     """Towards clients, and towards a server that knows the root alone."""
     top = root(make)
     between = make("between", top, ca=True)
+    old = make("between", top, ca=True, days=(-30, -5), key=between.key)
     mine = make("localhost", between, names=["localhost"])
-    bundle = write(ca.dir / "bundle.crt", pem(between.certificate) + pem(top.certificate) + pem(ca.certificate))
+    bundle = write(ca.dir / "bundle.crt", pem(old.certificate) + pem(between.certificate) + pem(top.certificate) + pem(ca.certificate))
     pooler = tls_pooler("require", ini={"client_tls_cert_file": mine.cert, "client_tls_key_file": mine.key_file, "client_tls_ca_file": bundle})
     context = ssl.create_default_context(cadata=pem(top.certificate).decode())
     with pooler.wire().start_tls(context) as wire:

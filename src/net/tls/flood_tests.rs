@@ -16,7 +16,8 @@ use rustls::{
 };
 
 use super::session::{Next, Session};
-use super::verify::{Anchors, ServerVerifier};
+use super::trust::Anchors;
+use super::verify::ServerVerifier;
 use super::{Contexts, certified_key};
 use crate::config::{Settings, SslMode};
 use crate::net::stream::{ReadResult, Socket};

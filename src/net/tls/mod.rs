@@ -8,6 +8,7 @@ mod flood_tests;
 mod pem;
 pub mod session;
 mod text;
+mod trust;
 mod verify;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,8 @@ use crate::auth::certificate;
 use crate::config::tls::{Curve, Policy, Refused};
 use crate::config::{Settings, SslMode};
 use crate::net::tls::session::Session;
-use crate::net::tls::verify::{Anchors, ClientVerifier, ServerVerifier};
+use crate::net::tls::trust::Anchors;
+use crate::net::tls::verify::{ClientVerifier, ServerVerifier};
 
 /// The protocol that clients with ALPN have to offer.
 const ALPN: &[u8] = b"postgresql";
