@@ -173,7 +173,7 @@ impl ClientAuth {
         Step::Wait
     }
 
-    fn offer_scram(&mut self, mock_key: &[u8], out: &mut Vec<u8>) -> Step {
+    fn choose_verifier(&mut self, mock_key: &[u8]) {
         match &self.secret {
             Some(Secret::Scram(secret)) => self.verifier = Some(Arc::new(secret.into())),
             // what is cached fits nothing but the plain text it was made from
@@ -182,18 +182,28 @@ impl ClientAuth {
                 self.verifier = Some(Arc::new(Verifier::mock(&self.user, mock_key, self.iterations)));
             }
         }
+    }
+
+    fn offer_scram(&mut self, mock_key: &[u8], out: &mut Vec<u8>) -> Step {
+        self.choose_verifier(mock_key);
         let plus = if self.binding.is_some() { format!("{MECHANISM_PLUS}\0") } else { String::new() };
         request(out, 10, format!("{plus}{MECHANISM}\0\0").as_bytes());
         self.state = State::SaslFirst;
         Step::Wait
     }
 
-    /// The user's secret has changed. An answer in one message is judged by what is in force when it comes; who is in the middle
-    /// of SCRAM began it with the old one.
-    pub fn replace_secret(&mut self, secret: &Secret) {
-        if let State::Password(Challenge::Clear | Challenge::Md5(_)) = self.state {
-            self.secret = Some(secret.clone());
+    /// The user's secret has changed, and with it the verifier that was kept. What counts is what is in force when the client's
+    /// first message comes; who is in the middle of SCRAM goes on with the old one. True if the new one counts.
+    pub fn replace_secret(&mut self, secret: &Secret, verifier: Option<Arc<Verifier>>, mock_key: &[u8]) -> bool {
+        match self.state {
+            State::Password(Challenge::Clear | Challenge::Md5(_)) => self.secret = Some(secret.clone()),
+            State::SaslFirst => {
+                (self.secret, self.verifier) = (Some(secret.clone()), verifier);
+                self.choose_verifier(mock_key);
+            }
+            _ => return false,
         }
+        true
     }
 
     /// Takes a message of the client: its type and its body without the length.

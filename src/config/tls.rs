@@ -32,7 +32,7 @@ const SUITES: &[Suite] = &[
 ];
 
 /// Words that select every suite above.
-const EVERY: &[&str] = &["ALL", "DEFAULT", "HIGH", "ECDHE", "EECDH", "kECDHE", "kEECDH", "TLSv1.2"];
+const EVERY: &[&str] = &["ALL", "HIGH", "ECDH", "ECDHE", "EECDH", "kECDHE", "kEECDH", "TLSv1.2"];
 
 /// Words of OpenSSL's that select none of the suites above: most often found behind `!`.
 const NONE: &[&str] = &[
@@ -51,11 +51,12 @@ const NONE: &[&str] = &[
     "CBC",
     "COMPLEMENTOFALL",
     "COMPLEMENTOFDEFAULT",
+    // at the beginning of a list it is something else
+    "DEFAULT",
     "DES",
     "DH",
     "DHE",
     "DSS",
-    "ECDH",
     "EDH",
     "EXP",
     "EXPORT",
@@ -319,8 +320,12 @@ fn ciphers(text: &str) -> Result<Vec<&'static str>, String> {
     }
     let mut chosen: Vec<usize> = Vec::new();
     let mut killed = [false; SUITES.len()];
+    let rest = text.strip_prefix("DEFAULT");
+    if rest.is_some() {
+        chosen.extend(0..SUITES.len());
+    }
     // a command ends the word before it
-    let text = text.replace('@', ":@");
+    let text = rest.unwrap_or(text).replace('@', ":@");
     for item in text.split([':', ',', ' ', ';']).filter(|item| !item.is_empty()) {
         if let Some(command) = item.strip_prefix('@') {
             order(command, &mut chosen)?;
@@ -413,6 +418,9 @@ mod tests {
             ("HIGH:MEDIUM:+3DES:!aNULL", ALL),
             ("DEFAULT:@SECLEVEL=2", ALL),
             ("DEFAULT@SECLEVEL=1", ALL),
+            ("DEFAULT:!CHACHA20:!aRSA", "E-AES256 E-AES128"),
+            ("AES128:DEFAULT", "E-AES128 R-AES128"),
+            ("ECDH+AESGCM:DH+AESGCM:ECDH+AES256:DH+AES256:!aNULL:!MD5:!DSS", "E-AES256 R-AES256 E-AES128 R-AES128"),
             ("HIGH:!AES128@STRENGTH", "E-AES256 R-AES256 E-CC R-CC"),
             ("TLS_AES_256_GCM_SHA384:ECDHE-RSA-AES128-GCM-SHA256", "R-AES128"),
             ("ECDHE-RSA-AES128-GCM-SHA256", "R-AES128"),
@@ -434,6 +442,8 @@ mod tests {
             "DHE-RSA-AES256-GCM-SHA384",
             "kRSA",
             "HIGH:!ECDHE",
+            "HIGH:!ECDH",
+            "DHE:SHA:DEFAULT",
             "!HIGH",
             "@STRENGTH",
             "HIGH:@SECLEVEL=5",

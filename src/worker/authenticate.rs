@@ -188,7 +188,11 @@ impl Worker {
         if let (Some(began_with), Some(now)) = (&login.user, now)
             && !Arc::ptr_eq(began_with, now)
         {
-            auth.replace_secret(&now.secret);
+            let iterations = scram_iterations(&self.live.config);
+            let made = now.verifier.lock().clone().filter(|made| made.iterations == iterations);
+            if auth.replace_secret(&now.secret, made, &self.shared.mock_key) {
+                login.user = Some(now.clone());
+            }
         }
         let mut out = Vec::new();
         let step = auth.receive(tag, &message[5..], &mut out);

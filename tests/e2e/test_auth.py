@@ -275,6 +275,38 @@ def test_a_password_is_judged_by_what_is_in_force_when_it_comes(make_pooler, aut
             assert wire.recv().fields["M"] == "password authentication failed"
 
 
+@pytest.mark.parametrize("now, password, good", [
+    ({}, "app-secret", False), ({"app": ""}, "app-secret", False), ({"app": "another"}, "app-secret", False),
+    ({"app": "another"}, "another", True), ({"app": "scram"}, "another", True), ({"app": "md5"}, "app-secret", False)])
+@pytest.mark.parametrize("before", ["plain", "scram"])
+def test_scram_goes_by_what_is_in_force_at_its_first_message(make_pooler, before, now, password, good):
+    kinds = {"scram": scram_secret("another"), "md5": md5_secret("app", "app-secret")}
+    first = "app-secret" if before == "plain" else scram_secret("app-secret")
+    pooler = make_pooler(start=False, ini={"auth_type": "scram-sha-256"}, userlist={"app": first, "admin": "a"})
+    pooler.databases = {"p0": forced(pooler)}
+    pooler.write()
+    pooler.start()
+    with pooler.wire() as wire:
+        wire.startup("app", "p0")
+        wire.recv()
+        pooler.userlist = {"admin": "a", **{user: kinds.get(secret, secret) for user, secret in now.items()}}
+        pooler.write()
+        with pooler.console() as console:
+            console.query("RELOAD")
+            pooler.settle(console)
+        wire.send(sasl_initial("SCRAM-SHA-256", b"n,,n=,r=abc"))
+        answer = wire.recv()
+        # before 1.25 who has an MD5 hash learns so at once
+        if answer.type == "R":
+            final, _ = scram_proof(password, "abc", "n=,r=abc", answer.body[4:].decode())
+            wire.send(message("p", final.encode()))
+            answer = wire.recv()
+        if good:
+            assert answer.body[:4] == b"\0\0\0\x0c"
+        else:
+            assert answer.fields["M"] == "SASL authentication failed"
+
+
 @pytest.mark.ours
 @pytest.mark.parametrize("size", [65_531, 67_000, 1 << 20])
 @pytest.mark.parametrize("auth_type, text", [("plain", "password authentication failed"), ("md5", "password authentication failed"),
