@@ -24,7 +24,8 @@ class Maker:
     def __init__(self, directory):
         self.dir, self.made = directory, 0
 
-    def __call__(self, name, issuer=None, ca=False, longest=None, days=(-30, 30), usage=None, permitted=None, basic=True, names=(), purpose=None, key=None):
+    def __call__(self, name, issuer=None, ca=False, longest=None, days=(-30, 30), usage=None, permitted=None, basic=True, names=(),
+                 purpose=None, key=None):
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = (
@@ -59,73 +60,82 @@ def together(pair, *others):
     return pair
 
 
-def root(make, **more):
-    return make("root", ca=True, **more)
+def below_root(make, name="app", root=None, between=None, between_is="sent", **leaf):
+    """A leaf with what its owner sends, and the trusted ones: a root, perhaps with an authority between them."""
+    issuer = top = make("root", **{"ca": True, **(root or {})})
+    trusted = [top]
+    if between is not None:
+        issuer = make("between", top, **{"ca": True, **between})
+        if "trusted" in between_is:
+            trusted.append(issuer)
+    end = make(name, issuer, **leaf)
+    return (together(end, issuer) if issuer is not top and "sent" in between_is else end), trusted
 
 
-SERVERS, CLIENTS = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+def itself(make, issuer=None, **leaf):
+    """Trusted for itself."""
+    end = make("app", issuer and make(issuer), **leaf)
+    return end, [end]
 
-# name -> what makes (the leaf with what it sends, the trusted ones), whether it is let in
+
+def below_trusted_leaf(make):
+    bob = make("bob")
+    return make("app", bob), [bob]
+
+
+def below_renewed_root(make):
+    old, new = make("root", ca=True, days=(-30, -5)), make("root", ca=True)
+    return make("app", new), [old, new]
+
+
+SERVERS, CLIENTS, ANY = (getattr(ExtendedKeyUsageOID, name) for name in ("SERVER_AUTH", "CLIENT_AUTH", "ANY_EXTENDED_KEY_USAGE"))
+EXPIRED = {"days": (-30, -5)}
+ELSEWHERE = {"permitted": "good.example"}
+
+# name -> how it is made, with what, and whether who shows it is let in
 CASES = {
-    "issued by a root": (lambda make: (lambda r: (make("app", r), [r]))(root(make)), True),
-    "an intermediate that is sent": (lambda make: (lambda r: (lambda i: (together(make("app", i), i), [r]))(
-        make("between", r, ca=True)))(root(make)), True),
-    "an intermediate that is trusted too": (lambda make: (lambda r: (lambda i: (make("app", i), [r, i]))(
-        make("between", r, ca=True)))(root(make)), True),
-    "itself": (lambda make: (lambda one: (one, [one]))(make("app")), True),
-    "by one that is trusted for itself": (lambda make: (lambda bob: (make("app", bob), [bob]))(make("bob")), False),
-    "by a leaf beside its own root": (lambda make: (lambda r: (lambda bob: (together(make("app", bob), bob), [r, bob]))(
-        make("bob", r)))(root(make)), False),
-    "by a root that may not sign": (lambda make: (lambda r: (make("app", r), [r]))(root(make, usage=["crl_sign"])), False),
-    "by a root that does not say that it is one": (lambda make: (lambda r: (make("app", r), [r]))(make("root", basic=False)), False),
-    "by a root that has expired": (lambda make: (lambda r: (make("app", r), [r]))(root(make, days=(-30, -5))), False),
-    "by a root that is not valid yet": (lambda make: (lambda r: (make("app", r), [r]))(root(make, days=(5, 30))), False),
-    "by a root whose renewal is trusted too": (lambda make: (lambda old, new: (make("app", new), [old, new]))(
-        root(make, days=(-30, -5)), root(make)), True),
-    "by an intermediate that has expired": (lambda make: (lambda r: (lambda i: (together(make("app", i), i), [r]))(
-        make("between", r, ca=True, days=(-30, -5))))(root(make)), False),
-    "by an intermediate that may not sign": (lambda make: (lambda r: (lambda i: (together(make("app", i), i), [r]))(
-        make("between", r, ca=True, usage=["crl_sign"])))(root(make)), False),
-    "by an intermediate of a root that has none": (lambda make: (lambda r: (lambda i: (together(make("app", i), i), [r]))(
-        make("between", r, ca=True)))(root(make, longest=0)), False),
-    "for another name, by the common name": (lambda make: (lambda r: (lambda i: (together(make("app.bad.example", i), i), [r]))(
-        make("between", r, ca=True, permitted="good.example")))(root(make)), False),
-    "for another name": (lambda make: (lambda r: (lambda i: (together(make("app", i, names=["app.bad.example"]), i), [r]))(
-        make("between", r, ca=True, permitted="good.example")))(root(make)), False),
-    "for a name within": (lambda make: (lambda r: (lambda i: (together(make("app.good.example", i), i), [r]))(
-        make("between", r, ca=True, permitted="good.example")))(root(make)), True),
-    "for no name of a host": (lambda make: (lambda r: (lambda i: (together(make("app", i), i), [r]))(
-        make("between", r, ca=True, permitted="good.example")))(root(make)), True),
-    "an authority itself": (lambda make: (lambda r: (make("app", r, ca=True), [r]))(root(make)), True),
-    "an authority itself, below one that is sent": (lambda make: (lambda r: (lambda i: (together(make("app", i, ca=True), i), [r]))(
-        make("between", r, ca=True)))(root(make)), True),
-    "an authority itself, for another name": (lambda make: (lambda r: (lambda i: (make("app", i, ca=True, names=["app"]), [r, i]))(
-        make("between", r, ca=True, permitted="good.example")))(root(make)), False),
-    "an authority itself, for another purpose": (lambda make: (lambda r: (make("app", r, ca=True, purpose=SERVERS), [r]))(root(make)), False),
-    "for another purpose": (lambda make: (lambda r: (make("app", r, purpose=SERVERS), [r]))(root(make)), False),
-    "for this purpose": (lambda make: (lambda r: (make("app", r, purpose=CLIENTS), [r]))(root(make)), True),
-    "for any purpose": (lambda make: (lambda r: (make("app", r, purpose=ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE), [r]))(root(make)), False),
-    "by a root for another purpose": (lambda make: (lambda r: (make("app", r), [r]))(root(make, purpose=SERVERS)), False),
-    "by a trusted intermediate for another purpose": (lambda make: (lambda r: (lambda i: (make("app", i), [r, i]))(
-        make("between", r, ca=True, purpose=SERVERS)))(root(make)), False),
-    "itself for another purpose": (lambda make: (lambda one: (one, [one]))(make("app", purpose=SERVERS)), False),
-    "itself, but of another issuer": (lambda make: (lambda one: (one, [one]))(make("app", root(make))), False),
-    "by a trusted intermediate of a root that has none": (lambda make: (lambda r: (lambda i: (make("app", i), [r, i]))(
-        make("between", r, ca=True)))(root(make, longest=0)), False),
-    "by a trusted intermediate of a root for other names": (lambda make: (lambda r: (lambda i: (make("x.bad.example", i), [r, i]))(
-        make("between", r, ca=True)))(root(make, permitted="good.example")), False),
-    "by a trusted intermediate of a root that has expired": (lambda make: (lambda r: (lambda i: (make("app", i), [r, i]))(
-        make("between", r, ca=True)))(root(make, days=(-30, -5))), False),
-    "to sign with": (lambda make: (lambda r: (make("app", r, usage=["digital_signature"]), [r]))(root(make)), True),
-    "to encipher keys with": (lambda make: (lambda r: (make("app", r, usage=["key_encipherment"]), [r]))(root(make)), False),
-    "to sign lists with": (lambda make: (lambda r: (make("app", r, usage=["crl_sign"]), [r]))(root(make)), False),
+    "below a root": (below_root, {}, True),
+    "an authority between that is sent": (below_root, {"between": {}}, True),
+    "an authority between that is trusted": (below_root, {"between": {}, "between_is": "trusted"}, True),
+    "itself": (itself, {}, True),
+    "itself, for another purpose": (itself, {"purpose": SERVERS}, False),
+    "itself, but of another issuer": (itself, {"issuer": "root"}, False),
+    "below one that is trusted for itself": (below_trusted_leaf, {}, False),
+    "below a leaf beside its root": (below_root, {"between": {"ca": False}, "between_is": "sent and trusted"}, False),
+    "a root that may not sign": (below_root, {"root": {"usage": ["crl_sign"]}}, False),
+    "a root that does not say that it is one": (below_root, {"root": {"basic": False}}, False),
+    "a root that has expired": (below_root, {"root": EXPIRED}, False),
+    "a root that is not valid yet": (below_root, {"root": {"days": (5, 30)}}, False),
+    "a root whose renewal is trusted too": (below_renewed_root, {}, True),
+    "a root for another purpose": (below_root, {"root": {"purpose": SERVERS}}, False),
+    "an authority that has expired": (below_root, {"between": EXPIRED}, False),
+    "an authority that may not sign": (below_root, {"between": {"usage": ["crl_sign"]}}, False),
+    "an authority of a root that has none": (below_root, {"root": {"longest": 0}, "between": {}}, False),
+    "a trusted authority of a root that has none": (below_root, {"root": {"longest": 0}, "between": {}, "between_is": "trusted"}, False),
+    "a trusted authority of a root that has expired": (below_root, {"root": EXPIRED, "between": {}, "between_is": "trusted"}, False),
+    "a trusted authority for another purpose": (below_root, {"between": {"purpose": SERVERS}, "between_is": "trusted"}, False),
+    "another name, by the common name": (below_root, {"name": "app.bad.example", "between": ELSEWHERE}, False),
+    "another name": (below_root, {"names": ["app.bad.example"], "between": ELSEWHERE}, False),
+    "another name, for the root": (below_root, {"name": "app.bad.example", "root": ELSEWHERE, "between": {}, "between_is": "trusted"}, False),
+    "a name within": (below_root, {"name": "app.good.example", "between": ELSEWHERE}, True),
+    "no name of a host": (below_root, {"between": ELSEWHERE}, True),
+    "an authority itself": (below_root, {"ca": True}, True),
+    "an authority itself, below one that is sent": (below_root, {"ca": True, "between": {}}, True),
+    "an authority itself, for another name": (below_root, {"ca": True, "names": ["app"], "between": ELSEWHERE, "between_is": "trusted"}, False),
+    "an authority itself, for another purpose": (below_root, {"ca": True, "purpose": SERVERS}, False),
+    "for another purpose": (below_root, {"purpose": SERVERS}, False),
+    "for this purpose": (below_root, {"purpose": CLIENTS}, True),
+    "for any purpose": (below_root, {"purpose": ANY}, False),
+    "to sign with": (below_root, {"usage": ["digital_signature"]}, True),
+    "to encipher keys with": (below_root, {"usage": ["key_encipherment"]}, False),
+    "to sign lists with": (below_root, {"usage": ["crl_sign"]}, False),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_clients(tls_pooler, ca, make, case):  # noqa: F811
-    of, good = CASES[case]
-    leaf, trusted = of(make)
+    how, options, good = CASES[case]
+    leaf, trusted = how(make, **options)
     bundle = write(ca.dir / "bundle.crt", b"".join(pem(one.certificate) for one in trusted))
     pooler = tls_pooler("verify-full", ini={"client_tls_ca_file": bundle})
     try:
@@ -138,12 +148,12 @@ def test_clients(tls_pooler, ca, make, case):  # noqa: F811
     assert let_in == good
 
 
-@pytest.mark.parametrize("case", ["issued by a root", "by one that is trusted for itself", "by a root that has expired",
-                                  "by an intermediate that may not sign", "for another name, by the common name", "to encipher keys with",
-                                  "to sign lists with"])
+@pytest.mark.parametrize("case", [
+    "below a root", "below one that is trusted for itself", "a root that has expired", "an authority that may not sign",
+    "another name, by the common name", "to encipher keys with", "to sign lists with"])
 def test_servers(pooler_to, ssl_pg, ca, make, case):  # noqa: F811
-    of, good = CASES[case]
-    leaf, trusted = of(make)
+    how, options, good = CASES[case]
+    leaf, trusted = how(make, **options)
     bundle = write(ca.dir / "bundle.crt", b"".join(pem(one.certificate) for one in trusted))
     shown = ssl_pg.data / "server.crt", ssl_pg.data / "server.key"
     before = [path.read_bytes() for path in shown]
@@ -164,7 +174,7 @@ def test_servers(pooler_to, ssl_pg, ca, make, case):  # noqa: F811
 
 def test_a_certificate_alone_is_sent_with_its_issuers(tls_pooler, pooler_to, ssl_pg, ca, make):  # noqa: F811
     """Towards clients, and towards a server that knows the root alone."""
-    top = root(make)
+    top = make("root", ca=True)
     between = make("between", top, ca=True)
     old = make("between", top, ca=True, days=(-30, -5), key=between.key)
     mine = make("localhost", between, names=["localhost"])
