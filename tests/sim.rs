@@ -16,7 +16,7 @@ use pgusher::disconnect::Disconnect;
 use pgusher::id::{ClientRef, PoolId, ServerId, Ticket, WorkerId};
 use pgusher::pool::{
     Action, Attached, Checkout, Collected, FailureKind, LaunchKind, LoginFailure, PauseMode, Pools, Released,
-    ShutdownMode, WaitFor, Want,
+    ShutdownMode, Standing, WaitFor, Want,
 };
 use pgusher::time::Micros;
 use seed::Seed;
@@ -58,10 +58,25 @@ struct Token(#[allow(dead_code)] Rc<()>);
 enum Life {
     #[default]
     Away,
+    /// It has not said its password yet.
+    Proving(Attached),
     LoginWait(Attached, Ticket),
     Idle(Attached),
     Waiting(Attached, Ticket),
     Linked(Attached, ServerId, Token),
+}
+
+impl Life {
+    fn at(&self) -> Option<Attached> {
+        match self {
+            Self::Away => None,
+            Self::Proving(at)
+            | Self::LoginWait(at, _)
+            | Self::Idle(at)
+            | Self::Waiting(at, _)
+            | Self::Linked(at, ..) => Some(*at),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -186,8 +201,10 @@ impl World {
         let index = u32::try_from(self.dice.below(CLIENTS as usize)).expect("few clients");
         match std::mem::take(&mut self.clients[index as usize].life) {
             Life::Away => self.come(index),
+            Life::Proving(at) if self.dice.one_in(4) => self.leave(index, at, Standing::Stranger),
+            Life::Proving(at) => self.prove(index, at),
             Life::LoginWait(at, ticket) => self.wait_for_login(index, at, ticket),
-            Life::Idle(at) if self.dice.one_in(20) => self.leave(index, at, true),
+            Life::Idle(at) if self.dice.one_in(20) => self.leave(index, at, Standing::Ready),
             Life::Idle(at) => self.ask(index, at),
             Life::Waiting(at, ticket) => self.wait(index, at, ticket),
             Life::Linked(at, server, conn) => self.linked(index, at, server, conn),
@@ -198,7 +215,15 @@ impl World {
         let name = self.dice.pick(&DATABASES);
         let user = self.dice.pick(&USERS[..3]);
         let Some(db) = self.pools.find_database(name, self.now) else { return };
-        let Ok(at) = self.pools.attach(db, user, false, self.now) else { return };
+        if let Ok(at) = self.pools.attach(db, user, self.now) {
+            self.clients[index as usize].life = Life::Proving(at);
+        }
+    }
+
+    fn prove(&mut self, index: u32, at: Attached) {
+        if self.pools.admit(at, false).is_err() {
+            return self.leave(index, at, Standing::Stranger);
+        }
         let want = self.want(index, at.pool, WaitFor::LoginReply);
         match self.pools.checkout(want, self.now) {
             Checkout::LoginReady(_) => self.enter(index, at),
@@ -206,7 +231,7 @@ impl World {
                 self.lines.entry((at.pool, true)).or_default().push_back(index);
                 self.clients[index as usize].life = Life::LoginWait(at, ticket);
             }
-            Checkout::Refused(_) => self.leave(index, at, false),
+            Checkout::Refused(_) => self.leave(index, at, Standing::Admitted),
             Checkout::Granted(_) => panic!("a server for a login"),
         }
     }
@@ -221,9 +246,9 @@ impl World {
         self.clients[index as usize].life = Life::Idle(at);
     }
 
-    fn leave(&mut self, index: u32, at: Attached, ready: bool) {
+    fn leave(&mut self, index: u32, at: Attached, standing: Standing) {
         self.clients[index as usize].generation += 1;
-        self.pools.detach(at.pool, at.user, ready, self.now);
+        self.pools.detach(at, standing, self.now);
     }
 
     fn leave_line(&mut self, index: u32, pool: PoolId, login: bool) {
@@ -236,12 +261,12 @@ impl World {
         if self.dice.one_in(30) {
             self.leave_line(index, at.pool, true);
             self.pools.abandon(ticket, self.now);
-            return self.leave(index, at, false);
+            return self.leave(index, at, Standing::Admitted);
         }
         match self.pools.collect(ticket) {
             Collected::Waiting => self.clients[index as usize].life = Life::LoginWait(at, ticket),
             Collected::LoginReady(_) => self.enter(index, at),
-            Collected::Refused(_) => self.leave(index, at, false),
+            Collected::Refused(_) => self.leave(index, at, Standing::Admitted),
             Collected::Granted(_) => panic!("a server for a login"),
         }
     }
@@ -259,7 +284,7 @@ impl World {
                 self.lines.entry((at.pool, false)).or_default().push_back(index);
                 self.clients[index as usize].life = Life::Waiting(at, ticket);
             }
-            Checkout::Refused(_) => self.leave(index, at, true),
+            Checkout::Refused(_) => self.leave(index, at, Standing::Ready),
             Checkout::LoginReady(_) => panic!("a login reply for a query"),
         }
     }
@@ -269,7 +294,7 @@ impl World {
             self.leave_line(index, at.pool, false);
             self.pools.abandon(ticket, self.now);
             self.settle();
-            return self.leave(index, at, true);
+            return self.leave(index, at, Standing::Ready);
         }
         match self.pools.collect(ticket) {
             Collected::Waiting => self.clients[index as usize].life = Life::Waiting(at, ticket),
@@ -277,7 +302,7 @@ impl World {
                 self.grants += 1;
                 self.clients[index as usize].life = Life::Linked(at, grant.server, grant.conn);
             }
-            Collected::Refused(_) => self.leave(index, at, true),
+            Collected::Refused(_) => self.leave(index, at, Standing::Ready),
             Collected::LoginReady(_) => panic!("a login reply for a query"),
         }
     }
@@ -294,7 +319,7 @@ impl World {
         }
         self.settle();
         if leaves {
-            self.leave(index, at, true);
+            self.leave(index, at, Standing::Ready);
         } else {
             self.clients[index as usize].life = Life::Idle(at);
         }
@@ -450,7 +475,7 @@ impl World {
             self.close(conn);
             self.pools.gone(server, self.now);
             self.settle();
-            self.leave(u32::try_from(index).expect("few clients"), at, true);
+            self.leave(u32::try_from(index).expect("few clients"), at, Standing::Ready);
         }
     }
 
@@ -530,27 +555,25 @@ impl World {
     fn send_away(&mut self, pool: PoolId) {
         for index in 0..CLIENTS {
             let life = &self.clients[index as usize].life;
-            let (Life::LoginWait(at, _) | Life::Idle(at) | Life::Waiting(at, _) | Life::Linked(at, ..)) = life else {
-                continue;
-            };
-            if at.pool != pool {
+            if life.at().is_none_or(|at| at.pool != pool) {
                 continue;
             }
             match std::mem::take(&mut self.clients[index as usize].life) {
                 Life::Away => {}
-                Life::Idle(at) => self.leave(index, at, true),
+                Life::Proving(at) => self.leave(index, at, Standing::Stranger),
+                Life::Idle(at) => self.leave(index, at, Standing::Ready),
                 Life::LoginWait(at, ticket) => {
                     self.pools.abandon(ticket, self.now);
-                    self.leave(index, at, false);
+                    self.leave(index, at, Standing::Admitted);
                 }
                 Life::Waiting(at, ticket) => {
                     self.pools.abandon(ticket, self.now);
-                    self.leave(index, at, true);
+                    self.leave(index, at, Standing::Ready);
                 }
                 Life::Linked(at, server, conn) => {
                     self.close(conn);
                     self.pools.gone(server, self.now);
-                    self.leave(index, at, true);
+                    self.leave(index, at, Standing::Ready);
                 }
             }
         }
@@ -588,6 +611,18 @@ impl World {
         let count = row.sv_active + row.sv_idle + row.sv_used + row.sv_tested + row.sv_login + row.sv_being_canceled;
         let fits = i64::from(count) <= size + reserve;
         assert!(size == 0 || fits || self.pools.login_reply(pool).is_none(), "pool_size: {row:?} above {size}");
+    }
+
+    /// Who has said his password counts, and nobody else.
+    fn clients_are_counted(&self) {
+        let counting = self.clients.iter().filter(|client| !matches!(client.life, Life::Proving(_)));
+        let users: Vec<_> = counting.filter_map(|client| Some(client.life.at()?.user)).collect();
+        for row in self.pools.user_rows() {
+            let count = users.iter().filter(|&&user| user == row.user).count();
+            assert_eq!(row.current_client_connections as usize, count, "clients of {}", row.name);
+        }
+        let databases: u32 = self.pools.database_rows().iter().map(|row| row.current_client_connections).sum();
+        assert_eq!(databases as usize, users.len(), "clients of databases");
     }
 
     /// Whoever waits has a connection coming, or there is a reason; no tick is needed for that.
@@ -671,24 +706,25 @@ impl World {
         for index in 0..CLIENTS {
             match std::mem::take(&mut self.clients[index as usize].life) {
                 Life::Away => {}
-                Life::Idle(at) => self.leave(index, at, true),
+                Life::Proving(at) => self.leave(index, at, Standing::Stranger),
+                Life::Idle(at) => self.leave(index, at, Standing::Ready),
                 Life::LoginWait(at, ticket) => match self.pools.collect(ticket) {
                     Collected::Waiting => self.clients[index as usize].life = Life::LoginWait(at, ticket),
                     Collected::LoginReady(_) => self.enter(index, at),
-                    _ => self.leave(index, at, false),
+                    _ => self.leave(index, at, Standing::Admitted),
                 },
                 Life::Waiting(at, ticket) => match self.pools.collect(ticket) {
                     Collected::Waiting => self.clients[index as usize].life = Life::Waiting(at, ticket),
                     Collected::Granted(grant) => {
                         self.clients[index as usize].life = Life::Linked(at, grant.server, grant.conn);
                     }
-                    _ => self.leave(index, at, true),
+                    _ => self.leave(index, at, Standing::Ready),
                 },
                 Life::Linked(at, server, conn) => {
                     let released = self.pools.release(server, conn, true, 0, self.now);
                     self.settle_released(server, released, 0);
                     self.settle();
-                    self.leave(index, at, true);
+                    self.leave(index, at, Standing::Ready);
                 }
             }
             self.settle();
@@ -712,6 +748,7 @@ fn run(seed: u64, steps: u64, check_every: u64) -> usize {
         }
         if step % 8 == 0 {
             world.nobody_is_forgotten();
+            world.clients_are_counted();
         }
     }
     world.pools.check();
@@ -754,7 +791,7 @@ fn nothing_is_granted_while_the_process_waits_for_servers() {
             let want = world.want(index, at.pool, WaitFor::Query);
             let refused = Disconnect::fatal("server shutting down");
             assert!(matches!(world.pools.checkout(want, world.now), Checkout::Refused(why) if why == refused));
-            world.leave(index, at, true);
+            world.leave(index, at, Standing::Ready);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Pools;
-use super::api::Action;
+use super::api::{Action, Attached};
 use super::slot::ServerState;
 use crate::config::{Database, Peer, effective};
 use crate::disconnect::Disconnect;
@@ -29,6 +29,7 @@ pub(super) struct Entry {
     pub(super) pools: Vec<PoolId>,
     /// Pools taken out of `pools` that still exist.
     pub(super) dying_pools: u32,
+    /// Clients that have proved who they are.
     pub(super) clients: u32,
     /// Server connections in every state, those of dying pools included.
     pub(super) connections: u32,
@@ -80,6 +81,7 @@ pub(super) struct User {
     /// Pools of all entries with this pool user.
     pub(super) pools: Vec<PoolId>,
     pub(super) connections: u32,
+    /// Clients that have proved who they are, those of the console included.
     pub(super) clients: u32,
     pub(super) evicting: u32,
     pub(super) starved: bool,
@@ -128,57 +130,63 @@ impl<S, R: Clone> Pools<S, R> {
         entry.max_clients = limit(effective::max_db_client_connections(&self.config, &entry.database));
     }
 
-    /// Counts a client on its entry and its login user, unless a limit forbids it.
-    pub(super) fn count_client(&mut self, db: DbId, user: UserId, exempt: bool) -> Result<(), Disconnect> {
-        let entry = &self.entries[db];
-        refuse_above(entry.max_clients, entry.clients, exempt, "max_db_client_connections")?;
-        self.count_user_client(user, exempt)?;
-        self.entries[db].clients += 1;
-        Ok(())
+    /// Whoever comes to an entry that is full need not be asked for a password: this tells nothing about users.
+    ///
+    /// # Errors
+    /// `max_db_client_connections` is reached.
+    pub fn entry_has_room(&self, db: DbId) -> Result<(), Disconnect> {
+        self.entries.get(db).map_or(Ok(()), |entry| entry_limit(entry.max_clients, entry.clients, false))
     }
 
-    fn count_user_client(&mut self, user: UserId, exempt: bool) -> Result<(), Disconnect> {
-        let user = &mut self.users[user.0 as usize];
-        refuse_above(user.max_clients, user.clients, exempt, "max_user_client_connections")?;
+    /// The same for a login that ends without being counted. Not before a password: it tells who is known.
+    ///
+    /// # Errors
+    /// `max_user_client_connections` is reached.
+    pub fn user_has_room(&self, login_user: &str) -> Result<(), Disconnect> {
+        let user = self.user_names.get(login_user).map(|id| &self.users[id.0 as usize]);
+        user.map_or(Ok(()), |user| user_limit(user.max_clients, user.clients, false))
+    }
+
+    /// Counts a client that has proved who it is on the entry of its pool and on its login user. Those who have not do not
+    /// count: they must not use up what is for users. Undone by `detach`.
+    ///
+    /// # Errors
+    /// A limit of clients is reached. `limits_exempt` lifts the limits.
+    pub fn admit(&mut self, client: Attached, limits_exempt: bool) -> Result<(), Disconnect> {
+        let Some(pool) = self.pools.get(client.pool) else { return Err(Disconnect::fatal("database removed")) };
+        let entry = &mut self.entries[pool.db];
+        let user = &mut self.users[client.user.0 as usize];
+        entry_limit(entry.max_clients, entry.clients, limits_exempt)?;
+        user_limit(user.max_clients, user.clients, limits_exempt)?;
+        entry.clients += 1;
         user.clients += 1;
         Ok(())
     }
 
-    /// Counts a client that nobody knows, for as long as it is asked for a password, on the user whose name it uses, if there
-    /// is one (from `[users]`, say). It does not count on the entry: strangers must not use up what is for users. Undone by
-    /// `discount_stranger`.
+    /// As [`Self::entry_has_room`], for the console, which has the limit of any other database.
     ///
     /// # Errors
-    /// The limits of the entry, of which it may not know more than users do, and of the user.
-    pub fn count_stranger(&mut self, db: Option<DbId>, login_user: &str) -> Result<Option<UserId>, Disconnect> {
-        if let Some(entry) = db.and_then(|db| self.entries.get(db)) {
-            refuse_above(entry.max_clients, entry.clients, false, "max_db_client_connections")?;
-        }
-        let Some(&user) = self.user_names.get(login_user) else { return Ok(None) };
-        self.count_user_client(user, false)?;
-        Ok(Some(user))
-    }
-
-    pub fn discount_stranger(&mut self, user: UserId) {
-        if let Some(user) = self.users.get_mut(user.0 as usize) {
-            user.clients = user.clients.saturating_sub(1);
-        }
+    /// `max_db_client_connections` is reached.
+    pub fn console_has_room(&self, limits_exempt: bool) -> Result<(), Disconnect> {
+        let max = limit(self.config.settings.max_db_client_connections);
+        entry_limit(max, self.console_clients, limits_exempt)
     }
 
     /// Counts a client of the console. `limits_exempt`: its name is in admin_users.
     ///
     /// # Errors
-    /// The limits of the console entry and of the user, which are those of any other database.
-    pub fn attach_console(&mut self, login_user: &str, limits_exempt: bool) -> Result<UserId, Disconnect> {
-        let limit = limit(self.config.settings.max_db_client_connections);
-        refuse_above(limit, self.console_clients, limits_exempt, "max_db_client_connections")?;
-        let user = self.user(login_user);
-        self.count_user_client(user, limits_exempt)?;
+    /// The limits of the console entry and of the user.
+    pub fn admit_to_console(&mut self, login_user: &str, limits_exempt: bool) -> Result<UserId, Disconnect> {
+        self.console_has_room(limits_exempt)?;
+        let id = self.user(login_user);
+        let user = &mut self.users[id.0 as usize];
+        user_limit(user.max_clients, user.clients, limits_exempt)?;
+        user.clients += 1;
         self.console_clients += 1;
-        Ok(user)
+        Ok(id)
     }
 
-    pub fn detach_console(&mut self, user: UserId) {
+    pub fn leave_console(&mut self, user: UserId) {
         self.console_clients = self.console_clients.saturating_sub(1);
         if let Some(user) = self.users.get_mut(user.0 as usize) {
             user.clients = user.clients.saturating_sub(1);
@@ -341,9 +349,17 @@ impl<S, R: Clone> Pools<S, R> {
     }
 }
 
-fn refuse_above(max: u32, count: u32, exempt: bool, setting: &str) -> Result<(), Disconnect> {
+fn entry_limit(max: u32, count: u32, exempt: bool) -> Result<(), Disconnect> {
+    refuse_above(max, count, exempt, "client connections exceeded (max_db_client_connections)")
+}
+
+fn user_limit(max: u32, count: u32, exempt: bool) -> Result<(), Disconnect> {
+    refuse_above(max, count, exempt, "client connections exceeded (max_user_client_connections)")
+}
+
+fn refuse_above(max: u32, count: u32, exempt: bool, text: &'static str) -> Result<(), Disconnect> {
     if max > 0 && count >= max && !exempt {
-        return Err(Disconnect::fatal(format!("client connections exceeded ({setting})")));
+        return Err(Disconnect::fatal(text));
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::admin::command::Rights;
 use crate::admin::extended::Session;
 use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Policy, Refused};
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
@@ -17,13 +16,13 @@ use crate::config::hba::{Replicating, Subject};
 use crate::config::ident::Map;
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
-use crate::pool::{Checkout, ShutdownMode, WaitFor, Want};
+use crate::pool::{Attached, Checkout, ShutdownMode, Standing, WaitFor, Want};
 use crate::relay::cancel::CancelKey;
 use crate::shared::{Job, UserSecret};
-use crate::wire::startup::{Replication, StartupParams};
+use crate::wire::startup::Replication;
 use crate::worker::Worker;
 use crate::worker::answers::Answers;
-use crate::worker::client::{Client, Console, End, Phase};
+use crate::worker::client::{Access, Client, Console, End, Phase};
 use crate::worker::login::{MAX_RECEIVED, Next, gone, log_registered, reported};
 use crate::worker::peer::PeerAddr;
 
@@ -55,6 +54,11 @@ impl Worker {
     fn choice(&self, client: &Client, user: &str, facts: &Facts) -> Choice {
         let who = Self::subject(client, user, facts);
         choice::choose(&self.policy(), &who)
+    }
+
+    /// Whether the name is all that the client is asked for.
+    pub(super) fn trusts(&self, client: &Client, user: &str) -> bool {
+        matches!(self.choice(client, user, &client.facts()), Choice::Exchange(Method::Trust))
     }
 
     /// Who judges the client's password, if we do not.
@@ -287,19 +291,23 @@ impl Worker {
         let params = login.params.take();
         login.auth = None;
         client.cancel_key = self.new_cancel_key()?;
-        if let Some(rights) = console {
-            return self.open_console(client, rights, received, params);
+        if let Some(access) = console {
+            return self.open_console(client, access, received);
         }
         let name = params.map(|params| params.database).unwrap_or_default();
         if unknown {
             let user = client.user.as_deref().unwrap_or_default();
+            self.pools(|broker| broker.pools.user_has_room(user))?;
             let shown = reported(&name);
             tracing::info!(conn = %client.prefix(), "login failed: db={shown} user={user}");
             return Err(Disconnect::fatal(format!("no such database: {shown}")).into());
         }
-        let Some(pool) = client.pool.as_ref().map(|pool| pool.id) else {
+        let (Some(pool), Some(user)) = (client.pool.as_ref().map(|pool| pool.id), client.user_id) else {
             return Err(Disconnect::fatal("bouncer config error").into());
         };
+        self.pools(|broker| broker.pools.admit(Attached { pool, user }, false))?;
+        client.standing = Standing::Admitted;
+        self.turning.begin(client);
         let (me, home, now, since) = (client.me, self.id, self.now, client.connect_time);
         let dedicated = client.dedicated();
         let over_tcp = matches!(client.peer, PeerAddr::Tcp(_));
@@ -340,21 +348,16 @@ impl Worker {
         }
     }
 
-    fn open_console(
-        &mut self,
-        client: &mut Client,
-        rights: Rights,
-        received: Vec<u8>,
-        params: Option<StartupParams>,
-    ) -> Result<(), End> {
+    fn open_console(&mut self, client: &mut Client, access: Access, received: Vec<u8>) -> Result<(), End> {
+        let user = client.user.as_deref().unwrap_or_default();
+        client.user_id = Some(self.pools(|broker| broker.pools.admit_to_console(user, access.limits_exempt))?);
         let mut out = Vec::new();
         let sent = client.side.vars.clone();
         let notice = &self.live.config.settings.login_notify_message;
         let notice = (!notice.is_empty()).then_some(notice.as_str());
         crate::admin::reply::login(&mut out, sent.iter(&self.shared.names), client.cancel_key, notice);
-        drop(params);
         client.phase = Phase::Console(Box::new(Console {
-            rights,
+            rights: access.rights,
             received,
             through: 0,
             taken: 0,

@@ -20,6 +20,7 @@ use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, Ticket, UserId};
 use crate::log::{Conn, Side};
 use crate::net::stream::Stream;
+use crate::pool::Standing;
 use crate::relay::side::ClientSide;
 use crate::shared::{PoolShared, UserSecret};
 use crate::time::Micros;
@@ -72,7 +73,15 @@ pub struct Login {
     pub password: Zeroizing<Vec<u8>>,
     /// Not told before the password is right.
     pub unknown_database: bool,
-    pub console: Option<Rights>,
+    pub console: Option<Access>,
+}
+
+/// What a login to the console is to come to.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    pub rights: Rights,
+    /// Limits of clients are not for those in admin_users.
+    pub limits_exempt: bool,
 }
 
 /// A login that goes on when its user's secret has been fetched. Meanwhile the client's pool is the one of the lookup.
@@ -145,10 +154,11 @@ pub struct Client {
     pub peer: PeerAddr,
     pub phase: Phase,
     pub side: ClientSide,
-    /// Set when the client was counted on its entry and user.
+    /// That of its entry and user, or the one in which its user is looked up.
     pub pool: Option<Arc<PoolShared>>,
     /// The login user.
     pub user: Option<Arc<str>>,
+    /// Set while it is attached to `pool`, and when it is counted at the console.
     pub user_id: Option<UserId>,
     pub mode: PoolMode,
     pub server: Option<Box<Server>>,
@@ -164,8 +174,8 @@ pub struct Client {
     pub wait_start: Micros,
     /// The client was told that it waits.
     pub notified: bool,
-    /// Counted as a client that finished its login.
-    pub counted_ready: bool,
+    /// What it counts for in `pool`.
+    pub standing: Standing,
 }
 
 /// Why a turn ends its client.

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::broker::Broker;
 use crate::config::PoolMode;
 use crate::relay::side::TxStatus;
 use crate::shared::Request as Ask;
@@ -10,6 +9,7 @@ use crate::wire::encode;
 use crate::worker::Worker;
 use crate::worker::client::{Client, End, Phase, ServerFate};
 use crate::worker::server::Server;
+use crate::worker::table::Held;
 
 /// What an error counts as whose text is the server's.
 const SERVER_REFUSED: &str = "server login failed";
@@ -83,45 +83,30 @@ impl Worker {
 
     /// Gives back what a client counted for.
     fn depart(&mut self, client: &Client) {
-        self.shared.post(self.id).clients.fetch_sub(1, Relaxed);
+        let (held, now) = (Held::of(client), self.now);
+        self.uncount(&held);
+        self.pools(|broker| held.give_back(broker, now));
+        self.clients.forget(client.me);
+    }
+
+    /// Gives back what everybody but the pools knows of a client.
+    pub(super) fn uncount(&self, held: &Held) {
+        let post = self.shared.post(self.id);
+        post.clients.fetch_sub(1, Relaxed);
         self.shared.clients.fetch_sub(1, Relaxed);
-        if client.logging_in() {
-            self.shared.post(self.id).logins.fetch_sub(1, Relaxed);
+        if held.login {
+            post.logins.fetch_sub(1, Relaxed);
         }
-        if client.goes_to_peer() {
-            self.shared.post(self.id).to_peers.fetch_sub(1, Relaxed);
+        if held.goes_to_peer {
+            post.to_peers.fetch_sub(1, Relaxed);
         }
-        if matches!(client.phase, Phase::Console(_)) {
+        if held.console {
             self.shared.console_clients.fetch_sub(1, Relaxed);
             self.shared.ask(Ask::ConsoleLeft);
         }
-        if client.logged_in() {
-            self.shared.cancel_keys.lock().remove(&client.cancel_key);
+        if held.logged_in {
+            self.shared.cancel_keys.lock().remove(&held.cancel_key);
         }
-        let (now, me) = (self.now, client.me);
-        let ticket = client.ticket();
-        let cancel = matches!(client.phase, Phase::Cancel(_));
-        let console = client.at_console();
-        let (pool, user, ready) = (client.pool.as_ref().map(|pool| pool.id), client.user_id, client.counted_ready);
-        let replicated = client.replicating.is_some();
-        self.pools(|broker: &mut Broker| {
-            if replicated {
-                broker.replicating.remove(&me);
-            }
-            if let Some(ticket) = ticket {
-                broker.pools.abandon(ticket, now);
-            }
-            if cancel {
-                broker.pools.cancel_abandoned(me, now);
-            }
-            match (pool, user) {
-                (Some(pool), Some(user)) => broker.pools.detach(pool, user, ready, now),
-                (None, Some(user)) if console => broker.pools.detach_console(user),
-                (None, Some(user)) => broker.pools.discount_stranger(user),
-                _ => {}
-            }
-        });
-        self.clients.forget(client.me);
     }
 
     /// Closes a server that is in our hands and tells the pools.

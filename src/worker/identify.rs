@@ -1,4 +1,4 @@
-//! Whom a startup message is about: the entry, the user and his secret, the limits, the pool.
+//! Whom a startup message is about: the entry, the user and his secret, the pool.
 //!
 //! ```text
 //! identify -> known, or nobody can tell ---------------> enter_database | enter_console -> authenticate
@@ -17,7 +17,7 @@ use crate::id::DbId;
 use crate::shared::UserSecret;
 use crate::wire::startup::StartupParams;
 use crate::worker::Worker;
-use crate::worker::client::{Client, End, Phase};
+use crate::worker::client::{Access, Client, End, Phase};
 use crate::worker::login::{log_registered, reported, tokens};
 use crate::worker::peer::PeerAddr;
 use crate::worker::tls;
@@ -139,7 +139,7 @@ impl Worker {
         self.enter_database(client, Some(entry), identity)
     }
 
-    /// Counts the client, finds its pool and asks it to prove who it is.
+    /// Finds the client's pool and asks it to prove who it is.
     fn enter_database(&mut self, client: &mut Client, entry: Option<Entry>, who: Identity) -> Result<(), End> {
         let now = self.now;
         let Identity { user, known, fetched } = who;
@@ -147,11 +147,14 @@ impl Worker {
         login.unknown_database = entry.is_none();
         login.user.clone_from(&known);
         client.user = Some(user.as_str().into());
+        if let Some((db, _)) = entry {
+            self.pools(|broker| broker.pools.entry_has_room(db))?;
+        }
         if let Some((db, database)) = &entry
             && (known.is_some() || self.live.config.settings.auth_type == AuthType::Any)
         {
             let (attached, shared) = self.pools(|broker| {
-                let attached = broker.pools.attach(*db, &user, false, now);
+                let attached = broker.pools.attach(*db, &user, now);
                 let shared = attached.as_ref().ok().and_then(|attached| broker.shared(attached.pool));
                 (attached, shared)
             });
@@ -164,9 +167,8 @@ impl Worker {
                 pool.logins.lock().fetched = Some(known.secret.clone());
             }
             client.pool = shared;
-        } else {
-            let db = entry.as_ref().map(|(db, _)| *db);
-            client.user_id = self.pools(|broker| broker.pools.count_stranger(db, &user))?;
+            // a panic from here on gives the pool back
+            self.turning.begin(client);
         }
         self.log_attempt(client, &user);
         self.authenticate(client, &user, known.as_deref())
@@ -217,7 +219,7 @@ impl Worker {
         own_uid && user == CONSOLE_DATABASE
     }
 
-    /// A known user who may not use the console is told so before any password, a stranger only after it.
+    /// Who has no business at the console is told so before any password, whether or not there is such a user.
     fn enter_console(
         &mut self,
         client: &mut Client,
@@ -234,16 +236,15 @@ impl Worker {
             () if is_stats || open => Some(Rights::Stats),
             () => None,
         };
-        let stranger = known.is_none() && !open;
         let shown = if open { CONSOLE_DATABASE } else { user };
         client.user = Some(shown.into());
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
         login.user.clone_from(&known);
-        if !stranger {
+        if known.is_some() || open {
             // for somebody without rights this lasts as long as this call
-            login.console = Some(rights.unwrap_or(Rights::Stats));
-            client.user_id = Some(self.pools(|broker| broker.pools.attach_console(shown, is_admin))?);
+            login.console = Some(Access { rights: rights.unwrap_or(Rights::Stats), limits_exempt: is_admin });
         }
+        self.pools(|broker| broker.pools.console_has_room(is_admin))?;
         if door == Door::OwnUid {
             tracing::info!(conn = %client.prefix(), "pgbouncer access from unix socket");
         }
@@ -251,7 +252,8 @@ impl Worker {
         if open {
             return self.authenticated(client);
         }
-        if !stranger && rights.is_none() {
+        let trusts = known.is_none() && self.trusts(client, user);
+        if rights.is_none() && !trusts {
             return Err(Disconnect::fatal("not allowed").into());
         }
         self.authenticate(client, user, known.as_deref())

@@ -1,7 +1,8 @@
 //! A client's login, from its first byte to the login reply.
 //!
 //! The order of the checks is what clients and log watchers of PgBouncer know: startup message, client limit, database
-//! entry, console rules, user, limits, authentication, and only then what must not be told to strangers.
+//! entry, console rules, user, authentication, and only then what must not be told to strangers: whether a user has too many
+//! clients is part of that.
 
 use zeroize::Zeroize as _;
 

@@ -39,7 +39,6 @@ mod tls;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -512,31 +511,12 @@ impl Worker {
         let (client, server) = (held.client, held.server);
         tracing::error!("a bug ended one connection: client {client:?}, server {server:?}: {bug} ({trips} so far)");
         self.clients.forget(held.client);
-        self.shared.post(self.id).clients.fetch_sub(1, Ordering::Relaxed);
-        self.shared.clients.fetch_sub(1, Ordering::Relaxed);
-        self.shared.cancel_keys.lock().remove(&held.cancel_key);
-        if held.login {
-            self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
-        }
-        if held.goes_to_peer {
-            self.shared.post(self.id).to_peers.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.uncount(&held);
         if let Some(server) = held.server {
             self.places.clear(server);
         }
         let now = self.now;
-        self.pools_after_panic(|broker| {
-            broker.replicating.remove(&held.client);
-            if let Some(ticket) = held.ticket {
-                broker.pools.abandon(ticket, now);
-            }
-            if let Some(server) = held.server {
-                broker.pools.gone(server, now);
-            }
-            if let (Some(pool), Some(user)) = (held.pool, held.user) {
-                broker.pools.detach(pool, user, held.counted_ready, now);
-            }
-        });
+        self.pools_after_panic(|broker| held.give_back(broker, now));
     }
 
     /// A turn of a server without a client panicked.

@@ -2,8 +2,11 @@
 
 use mio::Token;
 
+use crate::broker::Broker;
 use crate::id::{ClientRef, PoolId, ServerId, Ticket, UserId, WorkerId};
-use crate::worker::client::Client;
+use crate::pool::{Attached, Standing};
+use crate::time::Micros;
+use crate::worker::client::{Client, Phase};
 use crate::worker::open::Opening;
 use crate::worker::server::Server;
 
@@ -198,26 +201,64 @@ pub(crate) struct Held {
     pub(crate) pool: Option<PoolId>,
     pub(crate) user: Option<UserId>,
     pub(crate) ticket: Option<Ticket>,
-    pub(crate) counted_ready: bool,
+    pub(crate) standing: Standing,
     pub(crate) login: bool,
+    pub(crate) logged_in: bool,
+    pub(crate) console: bool,
+    pub(crate) replicates: bool,
+    pub(crate) cancels: bool,
     pub(crate) goes_to_peer: bool,
     pub(crate) cancel_key: [u8; 8],
 }
 
-impl Turning {
+impl Held {
     #[inline]
-    pub(crate) fn begin(&mut self, client: &Client) {
-        self.held = Some(Held {
+    pub(crate) fn of(client: &Client) -> Self {
+        Self {
             client: client.me,
             server: client.server.as_ref().map(|server| server.me),
             pool: client.pool.as_ref().map(|pool| pool.id),
             user: client.user_id,
             ticket: client.ticket(),
-            counted_ready: client.counted_ready,
+            standing: client.standing,
             login: client.logging_in(),
+            logged_in: client.logged_in(),
+            console: matches!(client.phase, Phase::Console(_)),
+            replicates: client.replicating.is_some(),
+            cancels: matches!(client.phase, Phase::Cancel(_)),
             goes_to_peer: client.goes_to_peer(),
             cancel_key: client.cancel_key,
-        });
+        }
+    }
+
+    /// Gives back what the pools know of.
+    pub(crate) fn give_back(&self, broker: &mut Broker, now: Micros) {
+        if self.replicates {
+            broker.replicating.remove(&self.client);
+        }
+        let pools = &mut broker.pools;
+        if let Some(ticket) = self.ticket {
+            pools.abandon(ticket, now);
+        }
+        if self.cancels {
+            pools.cancel_abandoned(self.client, now);
+        }
+        if let Some(server) = self.server {
+            pools.gone(server, now);
+        }
+        match (self.pool, self.user) {
+            (Some(pool), Some(user)) => pools.detach(Attached { pool, user }, self.standing, now),
+            (None, Some(user)) => pools.leave_console(user),
+            // a lookup holds its ticket alone
+            (_, None) => {}
+        }
+    }
+}
+
+impl Turning {
+    #[inline]
+    pub(crate) fn begin(&mut self, client: &Client) {
+        self.held = Some(Held::of(client));
     }
 
     /// The client was linked to a server, or let it go, in mid-turn.

@@ -1,6 +1,7 @@
 """Logging in: every method with every kind of secret, on both sides, and the exact texts of refusals."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
@@ -176,25 +177,6 @@ def test_auth_query_honours_valid_until(make_pooler, pg):
         pooler.login("expired", password="over")
 
 
-@pytest.mark.since("1.24")
-def test_strangers_count_on_the_user_whose_name_they_use(make_pooler):
-    """A name that is only in [users] has limits, though no password."""
-    pooler = make_pooler(ini={"auth_type": "md5"}, users={"limited": {"max_user_client_connections": 1}})
-    with pooler.wire() as waiting:
-        waiting.startup("limited", "p0")
-        assert waiting.recv().type == "R"
-        with pytest.raises(ServerError, match="FATAL 08P01: client connections exceeded \\(max_user_client_connections\\)"):
-            pooler.login("limited", password="x")
-
-    def free():
-        (row,) = [r for r in pooler.show("USERS") if r["name"] == "limited"]
-        return row["current_client_connections"] == "0"
-
-    until(free)
-    with pytest.raises(ServerError, match="password authentication failed"):
-        pooler.login("limited", password="x")
-
-
 def test_any_uses_the_forced_user(make_pooler):
     pooler = make_pooler(start=False, ini={"auth_type": "any", "auth_file": None})
     pooler.databases = {"p0": forced(pooler), "free": pooler.backend()}
@@ -314,7 +296,9 @@ def test_scram_goes_by_what_is_in_force_at_its_first_message(make_pooler, before
 def test_longer_than_any_answer(asked, auth_type, text, size):
     wire = asked(auth_type)
     head = cstr("SCRAM-SHA-256") + size.to_bytes(4, "big") if auth_type == "scram-sha-256" else b""
-    wire.send(message("p", head + b"x" * size + b"\0"))
+    # the answer comes before the last of it was sent, and with it the end
+    with contextlib.suppress(ConnectionError):
+        wire.send(message("p", head + b"x" * size + b"\0"))
     wire.expect_fatal(text)
 
 

@@ -446,16 +446,26 @@ def test_refused_users_are_logged_at_the_console(pooler):
     pooler.wait_log(re.compile(r"WARNING C-0x[0-9a-f]+: pgbouncer/app@\S+ pooler error: not allowed"))
 
 
-@pytest.mark.parametrize("auth_type, text", [("trust", '"trust" authentication failed'), ("md5", "password authentication failed"),
-                                             ("scram-sha-256", "SASL authentication failed")])
-def test_strangers_do_not_learn_who_may_use_the_console(make_pooler, auth_type, text):
+@pytest.mark.ours
+@pytest.mark.parametrize("auth_type, text", [("md5", "password authentication failed"), ("scram-sha-256", "SASL authentication failed"),
+                                             ("plain", "password authentication failed")])
+def test_the_console_does_not_tell_who_is_known(make_pooler, auth_type, text):
     pooler = make_pooler(ini={"auth_type": auth_type, "admin_users": "admin, ghost"})
-    for stranger in ("ghost", "nosuch"):
+    expected = {"ghost": text, "admin": text, "nosuch": "not allowed", "app": "not allowed"}
+    for user, answer in expected.items():
         with pytest.raises(ServerError) as refused:
-            pooler.login(stranger, "pgbouncer", password="guess")
-        assert refused.value.message == text
+            pooler.login(user, "pgbouncer", password="guess")
+        assert refused.value.message == answer, user
+    for stranger in ("ghost", "nosuch"):
         pooler.wait_log(re.compile(rf"LOG C-0x[0-9a-f]+: \(nodb\)/\(nouser\)@\S+ no such user: {stranger}\n"))
     assert pooler.show("VERSION")
+
+
+def test_strangers_at_a_console_that_trusts(make_pooler):
+    pooler = make_pooler(ini={"auth_type": "trust", "admin_users": "admin, ghost"})
+    for stranger in ("ghost", "nosuch"):
+        with pytest.raises(ServerError, match='"trust" authentication failed'):
+            pooler.login(stranger, "pgbouncer")
 
 
 def test_one_pause_answers_every_waiting_console(pooler, console):

@@ -127,7 +127,10 @@ def test_the_extended_protocol_has_the_same_rights(pooler, user):
 
 @pytest.mark.parametrize("user, auth_type, text", [
     ("app", "trust", "not allowed"), ("app", "md5", "not allowed"), ("pgbouncer", "trust", "not allowed"),
-    ("nosuch", "trust", '"trust" authentication failed')])
+    ("nosuch", "trust", '"trust" authentication failed')] + [
+    pytest.param(user, auth_type, "not allowed", marks=pytest.mark.ours, id=f"{user}-{auth_type}")
+    for user in ("app", "nosuch") for auth_type in ("plain", "md5", "scram-sha-256")
+    if (user, auth_type) != ("app", "md5")])
 @pytest.mark.goal("G21")
 def test_others_do_not_come_in(make_pooler, user, auth_type, text):
     pooler = make_pooler(ini={"auth_type": auth_type}, userlist={"app": "secret", "admin": "SecurePass2024!", "pgbouncer": "x"})

@@ -1,5 +1,6 @@
 """Sizes and limits: what a full pool, database or user does to those who come next."""
 
+import contextlib
 import copy
 import re
 import struct
@@ -11,7 +12,10 @@ from support.footprint import Footprint
 from support.gate import Gate
 from support.load import Background, Sampler, transactions
 from support.system import holds, until
-from support.wire import CANCEL_REQUEST, ServerError, query
+from support.wire import CANCEL_REQUEST, ServerError, md5_response, message, query
+
+
+PASSWORD_METHODS = pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
 
 
 def begin(wires):
@@ -110,13 +114,72 @@ def test_client_limits(make_pooler, setting):
 
 
 @pytest.mark.since("1.24")
-@pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
+@PASSWORD_METHODS
 def test_a_full_database_does_not_tell_who_is_known(make_pooler, auth_type):
     pooler = make_pooler(ini={"auth_type": auth_type, "max_db_client_connections": 1})
     with pooler.login("app"):
         for user in ("app2", "nosuch"):
             with pytest.raises(ServerError, match=r"client connections exceeded \(max_db_client_connections\)"):
                 pooler.login(user, password="x")
+
+
+@pytest.mark.ours
+@PASSWORD_METHODS
+def test_a_full_user_does_not_tell_who_is_known(make_pooler, auth_type):
+    """Only who has the password is told that there are too many."""
+    pooler = make_pooler(ini={"auth_type": auth_type, "max_user_client_connections": 1}, users={"nosuch": {"pool_size": 1}})
+    with pooler.login("app") as first:
+        answers = set()
+        for user in ("app", "app2", "nosuch", "nobody"):
+            with pytest.raises(ServerError, match="authentication failed") as refused:
+                pooler.login(user, password="wrong")
+            answers.add(str(refused.value))
+        assert len(answers) == 1
+        for database in ("p0", "p1", "nosuch"):
+            with pytest.raises(ServerError, match=r"client connections exceeded \(max_user_client_connections\)"):
+                pooler.login("app", database)
+        assert first.query("SELECT 1").value == "1"
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("setting", ["max_db_client_connections", "max_user_client_connections"])
+def test_whoever_has_no_password_takes_nobodys_place(make_pooler, setting):
+    pooler = make_pooler(ini={"auth_type": "md5", setting: 2, "admin_users": "admin, nosuch"}, users={"nosuch": {"pool_size": 1}})
+
+    def counted(show, name):
+        return [row["current_client_connections"] for row in pooler.show(show) if row["name"] == name]
+
+    with contextlib.ExitStack() as strangers:
+        for _ in range(8):
+            for user, database in (("app", "p0"), ("nosuch", "p0"), ("app", "nosuch"), ("stats", "pgbouncer")):
+                wire = strangers.enter_context(pooler.wire())
+                wire.startup(user, database)
+                assert wire.recv().type == "R"
+        assert counted("USERS", "app") + counted("USERS", "stats") + counted("DATABASES", "p0") == ["0", "0", "0"]
+        with pooler.login(), pooler.login(), pooler.console("stats"):
+            assert counted("USERS", "app") + counted("DATABASES", "p0") == ["2", "2"]
+            with pytest.raises(ServerError, match=f"client connections exceeded \\({setting}\\)"):
+                pooler.login()
+    until(lambda: counted("USERS", "app") + counted("DATABASES", "p0") == ["0", "0"])
+    pooler.login().close()
+
+
+@pytest.mark.ours
+def test_those_who_prove_themselves_at_once_are_let_in_up_to_the_limit(make_pooler):
+    """However many stand at the door with the right password."""
+    pooler = make_pooler(ini={"auth_type": "md5", "max_user_client_connections": 3, "worker_threads": 2})
+    wires = [pooler.wire() for _ in range(12)]
+    challenges = []
+    for wire in wires:
+        wire.startup("app", "p0")
+        challenges.append(wire.recv())
+    for wire, challenge in zip(wires, challenges, strict=True):
+        proof = md5_response("app", pooler.userlist["app"], challenge.body[4:8])
+        wire.send(message("p", proof.encode() + b"\0"))
+    firsts = [wire.recv() for wire in wires]
+    assert sorted(first.type for first in firsts) == ["E"] * 9 + ["R"] * 3
+    for wire in wires:
+        wire.close()
 
 
 def test_max_client_conn_changes_at_once(make_pooler):
