@@ -21,7 +21,7 @@ use crate::net::tls::Contexts;
 use crate::pool::Pools;
 use crate::relay::vars::TrackedNames;
 use crate::shared::{Live, Post, Shared};
-use crate::supervisor::reload::{FilesRead, Users, build_tls, load, read_rules, read_users, scram_work, verbosity};
+use crate::supervisor::reload::{FilesRead, Users, build_tls, decoy, load, read_rules, read_users, verbosity};
 use crate::supervisor::{Signals, Supervisor};
 use crate::sys;
 use crate::sys::pidfile::{self, Pidfile};
@@ -226,8 +226,8 @@ fn serve(
         listeners.only_tcp_address,
         sys::user::own_uid(),
     ));
-    let scram_work = scram_work(&read.users);
-    let live = Arc::new(Live { config, users: Arc::new(read.users), scram_work, hba: read.rules, tls: Arc::new(tls) });
+    let decoy = decoy(&config, &read.users);
+    let live = Arc::new(Live { config, users: Arc::new(read.users), decoy, hba: read.rules, tls: Arc::new(tls) });
     let mut acceptor = Some(acceptor(&listeners).map_err(failed("cannot share a listener"))?);
     let mut crew: Vec<Worker> = (0..workers)
         .zip(polls)

@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use crate::admin::command::Command;
 use crate::admin::handover::StateRow;
 use crate::auth::choice::Outside;
+use crate::auth::decoy::Decoy;
 use crate::auth::scram::{Derivation, SaltedKeys, ScramKeys, Verifier};
 use crate::auth::secret::Secret;
 use crate::broker::Broker;
@@ -151,8 +152,8 @@ pub struct UserSecret {
 pub struct Live {
     pub config: Arc<Config>,
     pub users: Arc<HashMap<String, Arc<UserSecret>>>,
-    /// Iterations of most of the users' SCRAM secrets; none when nobody has one.
-    pub scram_work: Option<u32>,
+    /// What strangers are taken for.
+    pub decoy: Decoy,
     /// The access rules; none when they were never read.
     pub hba: Option<Arc<Rules>>,
     /// TLS as it was built last: after a failure not what the settings say.

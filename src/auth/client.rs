@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use super::decoy::{self, Decoy, Shape};
 use super::scram::{
     Derivation, MAX_ITERATIONS, MECHANISM, MECHANISM_PLUS, NONCE_BYTES, SALT_BYTES, SaltedKeys, ScramKeys, Verifier,
     same_key,
@@ -40,8 +41,6 @@ pub enum Method {
 pub struct Random {
     pub md5_salt: [u8; 4],
     pub nonce: [u8; NONCE_BYTES],
-    /// Salt of a verifier, should one be derived.
-    pub salt: [u8; SALT_BYTES],
 }
 
 /// Everything that decides a login, looked up before it starts.
@@ -55,10 +54,9 @@ pub struct Login<'a> {
     pub verifier: Option<Arc<Verifier>>,
     /// scram_iterations.
     pub iterations: u32,
-    /// The work that some user's SCRAM secret costs when a password in clear text is checked; whoever fails without it is
-    /// made to wait as long. None: no user has such a secret.
-    pub decoy: Option<u32>,
-    /// The process's own key for the salts of strangers.
+    /// What strangers are taken for.
+    pub decoy: Decoy,
+    /// The process's own key for salts.
     pub mock_key: &'a [u8],
     /// What SCRAM can be bound to, if there is anything.
     pub binding: Option<Arc<[u8]>>,
@@ -116,7 +114,7 @@ enum State {
     SaslFirst,
     SaslDerived {
         first: ClientFirst,
-        salt: [u8; SALT_BYTES],
+        salt: Vec<u8>,
         iterations: u32,
     },
     SaslFinal(Exchange),
@@ -137,7 +135,12 @@ pub struct ClientAuth {
     secret: Option<Secret>,
     verifier: Option<Arc<Verifier>>,
     iterations: u32,
-    decoy: Option<u32>,
+    /// Of passwords in clear text that are wrong without it.
+    decoy_work: Option<u32>,
+    /// Of the SCRAM exchange of somebody without a secret for it.
+    shape: Shape,
+    /// Of a verifier, should one be derived. Set when SCRAM is offered.
+    salt: Vec<u8>,
     binding: Option<Arc<[u8]>>,
     random: Random,
     state: State,
@@ -148,18 +151,30 @@ impl ClientAuth {
     pub fn start(login: Login<'_>, out: &mut Vec<u8>) -> (Self, Step) {
         let Login { method, user, secret, verifier, iterations, decoy, mock_key, binding, random } = login;
         let iterations = iterations.clamp(1, MAX_ITERATIONS);
-        let state = State::Done;
-        let mut machine = Self { user: user.into(), secret, verifier, iterations, decoy, binding, random, state };
+        let with_md5 = decoy.md5.filter(|_| method == Method::Md5);
+        let stranger = secret.as_ref().is_none_or(Secret::is_none);
+        let mut machine = Self {
+            user: user.into(),
+            secret,
+            verifier,
+            iterations,
+            decoy_work: decoy.clear_text,
+            shape: with_md5.unwrap_or(decoy.scram),
+            salt: Vec::new(),
+            binding,
+            random,
+            state: State::Done,
+        };
         let step = match method {
             Method::Any => Step::Success(Proof::default()),
             Method::Trust if machine.secret.is_some() => Step::Success(Proof::default()),
             Method::Trust => Failure::fatal("\"trust\" authentication failed"),
             Method::Plain => machine.ask(Challenge::Clear, out),
             Method::External => machine.ask(Challenge::External, out),
-            Method::Md5 if !matches!(machine.secret, Some(Secret::Scram(_))) => {
-                machine.ask(Challenge::Md5(random.md5_salt), out)
-            }
-            Method::Md5 | Method::ScramSha256 => machine.offer_scram(mock_key, out),
+            Method::Md5 if matches!(machine.secret, Some(Secret::Scram(_))) => machine.offer_scram(mock_key, out),
+            Method::Md5 if stranger && with_md5.is_some() => machine.offer_scram(mock_key, out),
+            Method::Md5 => machine.ask(Challenge::Md5(random.md5_salt), out),
+            Method::ScramSha256 => machine.offer_scram(mock_key, out),
         };
         (machine, step)
     }
@@ -179,12 +194,13 @@ impl ClientAuth {
             // what is cached fits nothing but the plain text it was made from
             Some(Secret::Plain(_)) => self.verifier = self.verifier.take().filter(|verifier| verifier.derived),
             Some(Secret::Md5(_) | Secret::None) | None => {
-                self.verifier = Some(Arc::new(Verifier::mock(&self.user, mock_key, self.iterations)));
+                self.verifier = Some(Arc::new(Verifier::mock(&self.user, mock_key, self.shape)));
             }
         }
     }
 
     fn offer_scram(&mut self, mock_key: &[u8], out: &mut Vec<u8>) -> Step {
+        self.salt = decoy::salt(&self.user, mock_key, SALT_BYTES);
         self.choose_verifier(mock_key);
         let plus = if self.binding.is_some() { format!("{MECHANISM_PLUS}\0") } else { String::new() };
         request(out, 10, format!("{plus}{MECHANISM}\0\0").as_bytes());
@@ -242,7 +258,7 @@ impl ClientAuth {
             }
             State::PasswordWrong => Failure::fatal(WRONG_PASSWORD),
             State::SaslDerived { first, salt, iterations } => {
-                let verifier = Arc::new(Verifier::derived(keys, salt.to_vec(), iterations));
+                let verifier = Arc::new(Verifier::derived(keys, salt, iterations));
                 self.verifier = Some(verifier.clone());
                 self.challenge(first, verifier, out)
             }
@@ -298,11 +314,11 @@ impl ClientAuth {
                 return Step::Derive(Derivation { password: Zeroizing::new(password.to_vec()), salt, iterations });
             }
         };
-        match self.decoy {
+        match self.decoy_work {
             Some(iterations) if !fits => {
-                let (password, salt) = (Zeroizing::new(password.to_vec()), self.random.salt.to_vec());
+                let password = Zeroizing::new(password.to_vec());
                 self.state = State::PasswordWrong;
-                Step::Derive(Derivation { password, salt, iterations })
+                Step::Derive(Derivation { password, salt: vec![0; SALT_BYTES], iterations })
             }
             _ => verdict(fits),
         }
@@ -323,9 +339,9 @@ impl ClientAuth {
             (Some(verifier), _) => self.challenge(first, verifier.clone(), out),
             (None, Some(Secret::Plain(password))) => {
                 let password = Zeroizing::new(password.clone());
-                let (salt, iterations) = (self.random.salt, self.iterations);
-                self.state = State::SaslDerived { first, salt, iterations };
-                Step::Derive(Derivation { password, salt: salt.to_vec(), iterations })
+                let (salt, iterations) = (self.salt.clone(), self.iterations);
+                self.state = State::SaslDerived { first, salt: salt.clone(), iterations };
+                Step::Derive(Derivation { password, salt, iterations })
             }
             (None, _) => Failure::sasl(WRONG_PASSWORD),
         }
@@ -382,16 +398,17 @@ fn initial_response(body: &[u8], offered: bool) -> Result<(bool, &[u8]), Step> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ClientAuth, Login, Method, Random, Step};
+    use super::{ClientAuth, Decoy, Login, Method, Random, Shape, Step};
     use crate::auth::md5;
     use crate::auth::secret::Secret;
 
     const SCRAM: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:\
                          wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
     const FAILED: &str = "FATAL password authentication failed";
+    const NOBODYS: Decoy = Decoy { clear_text: None, md5: None, scram: Shape::derived(100) };
 
     fn login(method: Method, secret: Option<&str>) -> Login<'static> {
-        let random = Random { md5_salt: [1, 2, 3, 4], nonce: [0; 18], salt: [5; 16] };
+        let random = Random { md5_salt: [1, 2, 3, 4], nonce: [0; 18] };
         let secret = secret.map(Secret::classify);
         Login {
             method,
@@ -399,7 +416,7 @@ mod tests {
             secret,
             verifier: None,
             iterations: 100,
-            decoy: None,
+            decoy: NOBODYS,
             mock_key: b"key",
             binding: None,
             random,
@@ -446,7 +463,8 @@ mod tests {
             (Some("plain"), b"plain\0", false),
         ] {
             let mut out = Vec::new();
-            let attempt = Login { decoy: Some(4096), ..login(Method::Plain, secret) };
+            let decoy = Decoy { clear_text: Some(4096), ..NOBODYS };
+            let attempt = Login { decoy, ..login(Method::Plain, secret) };
             let (mut machine, _) = ClientAuth::start(attempt, &mut out);
             let step = machine.receive(b'p', password, &mut out);
             let work = matches!(&step, Step::Derive(work) if work.iterations == 4096);
@@ -485,6 +503,51 @@ mod tests {
             assert!(matches!(step, Step::Wait));
             assert_eq!(out, expected.as_bytes(), "{method:?} {secret:?}");
         }
+    }
+
+    #[test]
+    fn strangers_are_asked_what_most_users_are_asked() {
+        let usual = Shape { iterations: 9000, salt_bytes: 4 };
+        let most_have_scram = Decoy { clear_text: Some(9000), md5: Some(usual), scram: usual };
+        let first = b"SCRAM-SHA-256\0\0\0\0\x09n,,n=,r=x";
+        let challenge = |method, secret, decoy| {
+            let mut out = Vec::new();
+            let (mut machine, _) = ClientAuth::start(Login { decoy, ..login(method, secret) }, &mut out);
+            if out[8] == 5 {
+                return "md5".to_owned();
+            }
+            out.clear();
+            let step = machine.receive(b'p', first, &mut out);
+            assert!(matches!(step, Step::Wait));
+            let said = String::from_utf8(out[9..].to_vec()).expect("it is text");
+            let final_message = format!("c=biws,{},p={}=", said.split(',').next().unwrap_or_default(), "A".repeat(43));
+            let step = machine.receive(b'p', final_message.as_bytes(), &mut Vec::new());
+            assert!(end(&mut machine, step).starts_with("FATAL SASL authentication failed"), "{secret:?}");
+            let salt = said.split(",s=").nth(1).and_then(|rest| rest.split(',').next()).map_or(0, str::len);
+            format!("salt of {salt}{}", &said[said.rfind(",i=").expect("iterations")..])
+        };
+        let (usual, derived) = ("salt of 8,i=9000", "salt of 24,i=100");
+        let hashed = "md5d41d8cd98f00b204e9800998ecf8427e";
+        for (secret, md5, scram) in [(None, usual, usual), (Some(""), usual, usual), (Some(hashed), "md5", usual)] {
+            assert_eq!(challenge(Method::Md5, secret, most_have_scram), md5, "{secret:?}");
+            assert_eq!(challenge(Method::ScramSha256, secret, most_have_scram), scram, "{secret:?}");
+            assert_eq!(challenge(Method::Md5, secret, NOBODYS), "md5", "{secret:?}");
+            assert_eq!(challenge(Method::ScramSha256, secret, NOBODYS), derived, "{secret:?}");
+        }
+    }
+
+    #[test]
+    fn a_derived_verifier_has_the_salt_that_strangers_of_that_name_have() {
+        let salt = |secret| {
+            let (mut out, attempt) = (Vec::new(), login(Method::ScramSha256, secret));
+            let (mut machine, _) = ClientAuth::start(attempt, &mut out);
+            out.clear();
+            if let Step::Derive(work) = machine.receive(b'p', b"SCRAM-SHA-256\0\0\0\0\x09n,,n=,r=x", &mut out) {
+                machine.derived(&work.run(), &mut out);
+            }
+            String::from_utf8(out[9..].to_vec()).expect("it is text")
+        };
+        assert_eq!(salt(Some("pencil")), salt(None));
     }
 
     #[test]

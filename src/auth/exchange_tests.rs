@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::client::{ClientAuth, Login, Method, Random, Step as ClientStep};
+use super::decoy::Decoy;
 use super::scram::{ScramKeys, Verifier, derive, encode};
 use super::secret::Secret;
 use super::server::{Credentials, ServerAuth, Step as ServerStep};
@@ -17,7 +18,7 @@ fn scram_text(password: &str) -> String {
 }
 
 fn login(method: Method, secret: Option<&str>) -> Login<'static> {
-    let random = Random { md5_salt: [1, 2, 3, 4], nonce: [7; 18], salt: [5; 16] };
+    let random = Random { md5_salt: [1, 2, 3, 4], nonce: [7; 18] };
     let secret = secret.map(Secret::classify);
     Login {
         method,
@@ -25,7 +26,7 @@ fn login(method: Method, secret: Option<&str>) -> Login<'static> {
         secret,
         verifier: None,
         iterations: ITERATIONS,
-        decoy: None,
+        decoy: Decoy::of(std::iter::empty(), 4096),
         mock_key: b"key",
         binding: None,
         random,

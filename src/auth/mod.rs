@@ -10,6 +10,7 @@
 pub mod certificate;
 pub mod choice;
 pub mod client;
+pub mod decoy;
 pub mod facts;
 pub mod lookup;
 pub mod md5;

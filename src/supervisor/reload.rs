@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::auth::decoy::{self, Decoy};
 use crate::auth::scram::{SALT_BYTES, Verifier, derive};
 use crate::auth::secret::Secret;
 use crate::clock::Clock;
@@ -99,15 +100,9 @@ pub fn read_users(config: &Config, known: &Users) -> Users {
     users
 }
 
-/// The iterations that most SCRAM secrets have.
-pub fn scram_work(users: &Users) -> Option<u32> {
-    let mut counts: HashMap<u32, usize> = HashMap::new();
-    for user in users.values() {
-        if let Secret::Scram(secret) = &user.secret {
-            *counts.entry(secret.iterations).or_default() += 1;
-        }
-    }
-    counts.into_iter().max_by_key(|&(iterations, users)| (users, iterations)).map(|(iterations, _)| iterations)
+/// What somebody whom nobody knows is taken for.
+pub fn decoy(config: &Config, users: &Users) -> Decoy {
+    Decoy::of(users.values().map(|user| &user.secret), scram_iterations(config))
 }
 
 /// Makes the verifiers of users with plain passwords before they are wanted. The first login of each would otherwise take
@@ -120,20 +115,19 @@ pub fn derive_ahead(shared: &Arc<Shared>, live: &Arc<Live>) {
     let (users, iterations) = (live.users.clone(), scram_iterations(&live.config));
     let shared = shared.clone();
     tokio::task::spawn_blocking(move || {
-        shared.guard.run("the derivation of secrets ahead of logins", || derive_all(&users, iterations))
+        shared
+            .guard
+            .run("the derivation of secrets ahead of logins", || derive_all(&users, iterations, &shared.mock_key))
     });
 }
 
-fn derive_all(users: &HashMap<String, Arc<UserSecret>>, iterations: u32) {
-    for user in users.values() {
+fn derive_all(users: &HashMap<String, Arc<UserSecret>>, iterations: u32, key: &[u8]) {
+    for (name, user) in users {
         let Secret::Plain(password) = &user.secret else { continue };
         if user.verifier.lock().as_ref().is_some_and(|made| made.iterations == iterations) {
             continue;
         }
-        let mut salt = vec![0; SALT_BYTES];
-        if getrandom::fill(&mut salt).is_err() {
-            return;
-        }
+        let salt = decoy::salt(name, key, SALT_BYTES);
         let keys = derive(password, &salt, iterations);
         *user.verifier.lock() = Some(Arc::new(Verifier::derived(&keys, salt, iterations)));
     }
@@ -225,8 +219,8 @@ impl Supervisor {
         };
         let servers_outdated = tls.as_ref().is_some_and(|new| new.outdates_servers_of(&self.live.tls));
         let tls = tls.unwrap_or_else(|| self.live.tls.clone());
-        let scram_work = scram_work(&users);
-        self.live = Arc::new(Live { config: config.clone(), users: users.clone(), scram_work, hba, tls });
+        let decoy = decoy(&config, &users);
+        self.live = Arc::new(Live { config: config.clone(), users: users.clone(), decoy, hba, tls });
         derive_ahead(&self.shared, &self.live);
         self.live.tls.prepare();
         log::set_verbose(verbosity(&config));

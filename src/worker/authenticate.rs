@@ -110,7 +110,7 @@ impl Worker {
                 .and_then(|known| known.verifier.lock().clone())
                 .filter(|made| made.iterations == iterations),
             iterations,
-            decoy: self.live.scram_work,
+            decoy: self.live.decoy,
             mock_key: &self.shared.mock_key,
             binding: client.stream.tls().and_then(|session| session.channel_binding()),
             random,
@@ -384,8 +384,8 @@ impl Worker {
     }
 
     fn login_random(&mut self) -> Option<Random> {
-        let (md5_salt, nonce, salt) = (self.random.take().ok()?, self.random.take().ok()?, self.random.take().ok()?);
-        Some(Random { md5_salt, nonce, salt })
+        let (md5_salt, nonce) = (self.random.take().ok()?, self.random.take().ok()?);
+        Some(Random { md5_salt, nonce })
     }
 }
 

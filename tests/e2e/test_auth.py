@@ -391,6 +391,60 @@ def test_same_salt_for_a_stranger_each_time(strict):
     assert seen[0]["r"] != seen[1]["r"]
 
 
+def shown(pooler, user, password="wrong"):
+    """What a login with a wrong password shows: its messages without what is drawn anew, and the salt."""
+    with pooler.wire() as wire:
+        wire.startup(user, "p0")
+        first = wire.recv()
+        assert first.type == "R", first
+        code, salt, sizes = int.from_bytes(first.body[:4], "big"), None, None
+        if code == PASSWORD["scram-sha-256"]:
+            wire.send(sasl_initial("SCRAM-SHA-256", b"n,,n=,r=nonce"))
+            challenge = wire.recv().body[4:].decode().split(",")
+            salt, sizes = challenge[1], ([len(part) for part in challenge], challenge[2])
+            wire.send(message("p", f"c=biws,{challenge[0]},p={base64.b64encode(bytes(32)).decode()}".encode()))
+        elif code == PASSWORD["md5"]:
+            wire.send(message("p", cstr(md5_response(user, password, first.body[4:8]))))
+        else:
+            wire.send(message("p", cstr(password)))
+        return (code, len(first.body), sizes, list(wire.recv().fields.items()), wire.at_eof()), salt
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("kind", [*SECRETS, "strong scram"])
+@pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
+def test_strangers_are_asked_as_users_are(make_pooler, auth_type, kind):
+    """Whatever kind of secret users have, and whatever may have changed meanwhile."""
+    make = SECRETS.get(kind, lambda user, password: scram_secret(password, 10_000))
+    users = {user: make(user, f"{user}-secret") for user in ("app", "app2", "plainuser")}
+    pooler = make_pooler(ini={"auth_type": auth_type}, userlist={**users, "admin": SECRETS["plain"]("admin", "SecurePass2024!")})
+    before = {user: shown(pooler, user) for user in ("app", "app2", "nosuch", "nobody")}
+    assert len({str(form) for form, _ in before.values()}) == 1, before
+    pooler.userlist["another"] = make("another", "x")
+    pooler.write()
+    pooler.reload()
+    assert {user: shown(pooler, user) for user in before} == before, "a salt that changes tells as much"
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("auth_type, expected", [("md5", ["md5", "md5", "scram"]), ("scram-sha-256", ["i=4096", "i=4096", "i=9000"])])
+def test_strangers_are_asked_as_most_users_are(make_pooler, auth_type, expected):
+    pooler = make_pooler(ini={"auth_type": auth_type}, userlist={"admin": "SecurePass2024!"})
+
+    def asked():
+        (code, _, sizes, _, _), _ = shown(pooler, "nosuch")
+        return sizes[1] if auth_type == "scram-sha-256" else {5: "md5", 10: "scram"}[code]
+
+    seen = []
+    for user in ("nobody", "app", "app2"):
+        if user != "nobody":
+            pooler.userlist[user] = scram_secret("x", 9000)
+            pooler.write()
+            pooler.reload()
+        seen.append(asked())
+    assert seen == expected
+
+
 @pytest.mark.since("1.25")
 @pytest.mark.parametrize("auth_type", ["plain", "md5"])
 def test_password_far_larger_than_pkt_buf(make_pooler, auth_type):
