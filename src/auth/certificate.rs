@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use x509_parser::asn1_rs::Tag;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, GeneralSubtree};
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 use x509_parser::signature_algorithm::SignatureAlgorithm;
 use x509_parser::x509::{AlgorithmIdentifier, AttributeTypeAndValue, X509Version};
@@ -117,11 +117,28 @@ pub fn public_key(der: &[u8]) -> Option<Vec<u8>> {
 /// It is not, or cannot be read.
 pub fn check_validity(der: &[u8], now: i64) -> Result<(), Invalid> {
     let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Invalid::Unreadable)?;
-    let validity = certificate.validity();
-    match now {
-        _ if now < validity.not_before.timestamp() => Err(Invalid::NotYet),
-        _ if now > validity.not_after.timestamp() => Err(Invalid::Expired),
-        _ => Ok(()),
+    Validity::of(&certificate).check(now)
+}
+
+/// Seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Validity {
+    not_before: i64,
+    not_after: i64,
+}
+
+impl Validity {
+    pub(super) fn of(certificate: &X509Certificate<'_>) -> Self {
+        let validity = certificate.validity();
+        Self { not_before: validity.not_before.timestamp(), not_after: validity.not_after.timestamp() }
+    }
+
+    pub(super) fn check(self, now: i64) -> Result<(), Invalid> {
+        match now {
+            _ if now < self.not_before => Err(Invalid::NotYet),
+            _ if now > self.not_after => Err(Invalid::Expired),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -174,35 +191,13 @@ pub fn issued(der: &[u8]) -> Option<Issued<'_>> {
     })
 }
 
-/// May it issue others? As OpenSSL has it: by its basic constraints, and by its key usage if that says anything; an old one
-/// that has neither only if it is of version 1 and its own issuer.
-#[must_use]
-pub fn may_issue(der: &[u8]) -> bool {
-    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
-    let (Ok(usage), Ok(constraints)) = (certificate.key_usage(), certificate.basic_constraints()) else { return false };
-    match (usage, constraints) {
-        (Some(usage), _) if !usage.value.key_cert_sign() => false,
-        (_, Some(constraints)) => constraints.value.ca,
-        (Some(_), None) => true,
-        (None, None) => certificate.version() == X509Version::V1 && is_own_issuer(&certificate),
-    }
-}
-
-/// How many others may stand between one that it issues and the certificate at the end; `None`: any number.
-#[must_use]
-pub fn longest_path(der: &[u8]) -> Option<usize> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let constraints = certificate.basic_constraints().ok()??;
-    constraints.value.path_len_constraint.and_then(|longest| usize::try_from(longest).ok())
-}
-
 /// Was it issued by itself?
 #[must_use]
 pub fn is_self_issued(der: &[u8]) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| is_own_issuer(&certificate))
 }
 
-fn is_own_issuer(certificate: &X509Certificate<'_>) -> bool {
+pub(super) fn is_own_issuer(certificate: &X509Certificate<'_>) -> bool {
     certificate.subject().as_raw() == certificate.issuer().as_raw()
 }
 
@@ -218,14 +213,8 @@ pub fn is_usable(der: &[u8], purpose: Purpose) -> bool {
     fits && is_meant_for(&certificate, purpose)
 }
 
-/// May it, by its extended key usage if it has one, stand anywhere on a path for `purpose`?
-#[must_use]
-pub fn extends_to(der: &[u8], purpose: Purpose) -> bool {
-    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| is_meant_for(&certificate, purpose))
-}
-
 /// OpenSSL takes "any purpose" for none of these.
-fn is_meant_for(certificate: &X509Certificate<'_>, purpose: Purpose) -> bool {
+pub(super) fn is_meant_for(certificate: &X509Certificate<'_>, purpose: Purpose) -> bool {
     let Ok(usage) = certificate.extended_key_usage() else { return false };
     usage.is_none_or(|usage| match purpose {
         Purpose::Server => usage.value.server_auth,
@@ -233,46 +222,11 @@ fn is_meant_for(certificate: &X509Certificate<'_>, purpose: Purpose) -> bool {
     })
 }
 
-/// May it issue others for `purpose`, `depth` certificates away from the end of the path, without constraints on anything? Where
-/// there are such, who is constrained is for those to judge who go by the book.
+/// The common name of a certificate if it counts as a host's: if it looks like one and no alternative name is a host's.
 #[must_use]
-pub fn issues_plainly(der: &[u8], purpose: Purpose, depth: usize) -> bool {
-    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
-    may_issue(der)
-        && is_meant_for(&certificate, purpose)
-        && longest_path(der).is_none_or(|longest| depth <= longest)
-        && certificate.extensions().iter().all(|extension| {
-            let oid = extension.oid.to_id_string();
-            oid != NAME_CONSTRAINTS && (!extension.critical || is_known(&oid))
-        })
-}
-
-const NAME_CONSTRAINTS: &str = "2.5.29.30";
-
-/// May the issuer, by its constraints on names, vouch for the common name of `leaf`? It counts as a host's if it looks like one
-/// and no alternative name is a host's.
-#[must_use]
-pub fn vouches_for_common_name(issuer: &[u8], leaf: &[u8]) -> bool {
-    let Some(Certificate { common_name: Some(name), dns_names, .. }) = names(leaf) else { return true };
-    if !dns_names.is_empty() || !is_like_a_host(&name) {
-        return true;
-    }
-    let Ok((_, issuer)) = X509Certificate::from_der(issuer) else { return false };
-    let Ok(constraints) = issuer.name_constraints() else { return false };
-    let Some(constraints) = constraints.map(|extension| extension.value) else { return true };
-    let hosts = |trees: &Option<Vec<GeneralSubtree<'_>>>| {
-        trees
-            .iter()
-            .flatten()
-            .filter_map(|tree| match tree.base {
-                GeneralName::DNSName(base) => Some(base.to_ascii_lowercase()),
-                _ => None,
-            })
-            .collect::<Vec<_>>()
-    };
-    let (permitted, excluded) = (hosts(&constraints.permitted_subtrees), hosts(&constraints.excluded_subtrees));
-    let within = |base: &String| is_within(&name.to_ascii_lowercase(), base);
-    (permitted.is_empty() || permitted.iter().any(within)) && !excluded.iter().any(within)
+pub fn common_host(der: &[u8]) -> Option<String> {
+    let Certificate { common_name, dns_names, .. } = names(der)?;
+    common_name.filter(|name| dns_names.is_empty() && is_like_a_host(name))
 }
 
 /// Labels of letters, digits, hyphens and underscores, at least two.
@@ -284,12 +238,6 @@ fn is_like_a_host(name: &str) -> bool {
     name.contains('.') && name.split('.').all(is_label)
 }
 
-/// RFC 5280, 4.2.1.10: the base itself, or with labels before it.
-fn is_within(name: &str, base: &str) -> bool {
-    name.strip_suffix(base)
-        .is_some_and(|before| before.is_empty() || base.is_empty() || base.starts_with('.') || before.ends_with('.'))
-}
-
 /// What a certificate is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -298,7 +246,7 @@ pub enum Purpose {
 }
 
 /// Critical extensions that are looked at: key usage, alternative names, basic constraints, extended key usage.
-fn is_known(oid: &str) -> bool {
+pub(super) fn is_known(oid: &str) -> bool {
     ["2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.37"].contains(&oid)
 }
 
@@ -354,6 +302,7 @@ fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::issuer::Issuer;
     use super::*;
 
     #[test]
@@ -394,9 +343,8 @@ mod tests {
                 }
             }
             let _ = (names(&bytes), end_point(&bytes), public_key(&bytes), subject(&bytes), check_validity(&bytes, 0));
-            let _ = (may_issue(&bytes), longest_path(&bytes), is_usable(&bytes, Purpose::Server));
-            let _ = (vouches_for_common_name(&bytes, good), vouches_for_common_name(good, &bytes));
-            let _ = (plainly_issued(&bytes), issues_plainly(&bytes, Purpose::Client, 0), key_parts(&bytes));
+            let _ = (Issuer::read(&bytes), is_usable(&bytes, Purpose::Server), common_host(&bytes));
+            let _ = (plainly_issued(&bytes), key_parts(&bytes));
         }
     }
 
@@ -443,18 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn names_within_a_tree() {
-        for (name, base, within) in [
-            ("a.example", "example", true),
-            ("example", "example", true),
-            ("badexample", "example", false),
-            ("a.example", ".example", true),
-            ("example", ".example", false),
-            ("a.example", "", true),
-            ("a.example", "a.example.org", false),
-        ] {
-            assert_eq!(is_within(name, base), within, "{name} in {base}");
-        }
+    fn common_names_that_count_as_hosts() {
         for (name, like) in
             [("a.b", true), ("alice", false), ("a b.c", false), ("a..b", false), ("-a.b", false), ("a_b.c", true)]
         {

@@ -12,6 +12,7 @@ pub mod choice;
 pub mod client;
 pub mod decoy;
 pub mod facts;
+pub mod issuer;
 pub mod lookup;
 pub mod md5;
 pub mod scram;

@@ -11,10 +11,11 @@ use std::sync::{Arc, OnceLock};
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use rustls::{CertificateError, Error, OtherError};
-use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, KeyUsage, RequiredEkuNotFoundContext, VerifiedPath, anchor_from_trusted_cert};
 
 use super::pem::read_certificates;
 use crate::auth::certificate::{self, Invalid, Issued, Purpose};
+use crate::auth::issuer::Issuer;
 
 /// Where systems keep the certificates that they trust.
 const BUNDLES: &[&str] = &[
@@ -40,7 +41,7 @@ struct Trusted {
     /// Those of them that may issue others.
     issuers: Vec<CertificateDer<'static>>,
     /// Those whose own issuer is not there: paths end with them.
-    roots: Vec<CertificateDer<'static>>,
+    roots: Vec<(CertificateDer<'static>, Issuer)>,
     /// The same, as the library wants them.
     anchors: Vec<TrustAnchor<'static>>,
     /// The other issuers: what their issuers are not good for, they are not either.
@@ -146,15 +147,17 @@ impl Shown<'_> {
 impl Trusted {
     fn new(certificates: Vec<CertificateDer<'static>>) -> Self {
         let mut trusted = Self::default();
-        trusted.issuers.extend(certificates.iter().filter(|der| certificate::may_issue(der)).cloned());
-        let subjects: Vec<_> = trusted.issuers.iter().map(|der| certificate::subject(der)).collect();
-        for der in &trusted.issuers {
-            let issuer = certificate::issued(der).map(|issued| issued.issuer.to_vec());
-            if !certificate::is_self_issued(der) && subjects.contains(&issuer) {
-                trusted.between.push(der.clone());
-            } else if let Ok(anchor) = anchor_from_trusted_cert(der) {
-                trusted.anchors.push(anchor.to_owned());
-                trusted.roots.push(der.clone());
+        let read = |der: &CertificateDer<'static>| Some((der.clone(), Issuer::read(der)?));
+        let issuers = || certificates.iter().filter_map(read).filter(|(_, issuer)| issuer.may_issue());
+        let subjects: Vec<_> = issuers().map(|(der, _)| certificate::subject(&der)).collect();
+        for (der, issuer) in issuers() {
+            trusted.issuers.push(der.clone());
+            let issued_by = certificate::issued(&der).map(|issued| issued.issuer.to_vec());
+            if !issuer.is_self_issued() && subjects.contains(&issued_by) {
+                trusted.between.push(der);
+            } else if let Ok(anchor) = anchor_from_trusted_cert(&der).map(|anchor| anchor.to_owned()) {
+                trusted.anchors.push(anchor);
+                trusted.roots.push((der, issuer));
             }
         }
         Self { certificates, ..trusted }
@@ -172,12 +175,10 @@ impl Trusted {
     }
 
     fn by_the_book(&self, shown: &Shown<'_>, sent: &[CertificateDer<'_>]) -> Result<(), BadPath> {
-        let usage = match shown.purpose {
-            Purpose::Client => KeyUsage::client_auth(),
-            Purpose::Server => KeyUsage::server_auth(),
-        };
+        let usage = key_usage(shown.purpose);
         let between: Vec<_> = self.between.iter().chain(sent).cloned().collect();
-        let sound = |path: &VerifiedPath<'_>| self.is_sound(path, shown);
+        let host = certificate::common_host(shown.end_entity);
+        let sound = |path: &VerifiedPath<'_>| self.is_sound(path, shown, host.as_deref());
         EndEntityCert::try_from(shown.end_entity)
             .and_then(|leaf| {
                 let (algorithms, anchors) = (shown.algorithms.all, &self.anchors);
@@ -186,29 +187,30 @@ impl Trusted {
             .map_err(BadPath)
     }
 
-    /// What the library does not ask of those who issue: all that it looks at in an anchor is its name and its key.
-    fn is_sound(&self, path: &VerifiedPath<'_>, shown: &Shown<'_>) -> Result<(), webpki::Error> {
+    /// What the library does not ask of those who issue: all that it looks at in an anchor is its name and its key. `host` is
+    /// what the certificate at the end calls itself, if it has no better names.
+    fn is_sound(&self, path: &VerifiedPath<'_>, shown: &Shown<'_>, host: Option<&str>) -> Result<(), webpki::Error> {
         let now = shown.now;
         let at = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
-        let root = at.and_then(|at| self.roots.get(at)).ok_or(webpki::Error::UnknownIssuer)?;
-        let between: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
-        let counted = between.iter().filter(|der| !certificate::is_self_issued(der)).count();
-        let issuers = || between.iter().map(AsRef::as_ref).chain([root.as_ref()]);
-        match certificate::check_validity(root, seconds(now)) {
+        let (_, root) = at.and_then(|at| self.roots.get(at)).ok_or(webpki::Error::UnknownIssuer)?;
+        let between: Option<Vec<_>> = path.intermediate_certificates().map(|cert| Issuer::read(&cert.der())).collect();
+        let between = between.ok_or(webpki::Error::BadDer)?;
+        match root.check_validity(seconds(now)) {
             Err(Invalid::NotYet) => return Err(webpki::Error::CertNotValidYet { time: now, not_before: now }),
             Err(_) => return Err(webpki::Error::CertExpired { time: now, not_after: now }),
             Ok(()) => {}
         }
-        if certificate::longest_path(root).is_some_and(|longest| counted > longest) {
+        if !root.allows(between.iter().filter(|issuer| !issuer.is_self_issued()).count()) {
             return Err(webpki::Error::PathLenConstraintViolated);
         }
-        if !certificate::extends_to(root, shown.purpose) {
-            return Err(webpki::Error::EmptyEkuExtension);
+        if !root.is_for(shown.purpose) {
+            let context = RequiredEkuNotFoundContext { required: key_usage(shown.purpose), present: Vec::new() };
+            return Err(webpki::Error::RequiredEkuNotFoundContext(context));
         }
-        if !between.iter().all(|der| certificate::may_issue(der)) {
+        if !between.iter().all(Issuer::may_issue) {
             return Err(webpki::Error::EndEntityUsedAsCa);
         }
-        if !issuers().all(|issuer| certificate::vouches_for_common_name(issuer, shown.end_entity)) {
+        if host.is_some_and(|host| !between.iter().chain([root]).all(|issuer| issuer.vouches_for(host))) {
             return Err(webpki::Error::NameConstraintViolation);
         }
         Ok(())
@@ -231,16 +233,27 @@ impl Trusted {
         for depth in 0..=LONGEST_PATH {
             let mut known = self.issuers.iter().chain(sent);
             let issuer = known.find(|der| has_issued(der, &issued, shown.algorithms) && shown.is_valid(der));
-            let Some(issuer) = issuer.filter(|der| certificate::issues_plainly(der, shown.purpose, depth)) else {
-                return false;
-            };
-            if self.roots.contains(issuer) {
+            let Some(issuer) = issuer.filter(|der| issues_plainly(der, shown.purpose, depth)) else { return false };
+            if self.roots.iter().any(|(root, _)| root == issuer) {
                 return true;
             }
             let Some(next) = certificate::issued(issuer) else { return false };
             issued = next;
         }
         false
+    }
+}
+
+/// May it issue others for `purpose`, so many away from the end of the path, without constraints on anything?
+fn issues_plainly(der: &[u8], purpose: Purpose, depth: usize) -> bool {
+    Issuer::read(der)
+        .is_some_and(|issuer| issuer.may_issue() && issuer.is_for(purpose) && issuer.allows(depth) && issuer.is_plain())
+}
+
+const fn key_usage(purpose: Purpose) -> KeyUsage {
+    match purpose {
+        Purpose::Client => KeyUsage::client_auth(),
+        Purpose::Server => KeyUsage::server_auth(),
     }
 }
 
