@@ -40,7 +40,13 @@ impl Worker {
             return self.exchange(client, Method::External, user, known);
         }
         match self.choice(client, user, &facts) {
-            Choice::Outside(_) => self.exchange(client, Method::External, user, known),
+            Choice::Outside(outside) => {
+                // by a rule for physical replication: those are not among the ones looked up before the user
+                if let Phase::Login(login) = &mut client.phase {
+                    login.outside = Some(outside);
+                }
+                self.exchange(client, Method::External, user, known)
+            }
             Choice::Exchange(method) => self.exchange(client, method, user, known),
             Choice::Peer { map } => self.ask_system(client, &facts, map),
             Choice::Certificate { map } => {
@@ -250,15 +256,9 @@ impl Worker {
     /// Hands the client's password to whoever judges it.
     fn ask_outside(&mut self, client: &mut Client, password: Option<Zeroizing<Vec<u8>>>) -> Result<(), End> {
         let user = client.user.as_deref().unwrap_or_default().to_owned();
-        let known = matches!(&client.phase, Phase::Login(login) if login.outside.is_some());
-        // rules for physical replication are not among those that are looked up before the user
-        let by_rule = || choice::outside(&self.policy(), &Self::subject(client, &user, &client.facts()));
-        let found = if known { None } else { by_rule() };
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
-        let outside = login.outside.clone().or(found);
-        let Some(outside) = outside else { return Err(Disconnect::fatal("bouncer config error").into()) };
+        let Some(outside) = login.outside.clone() else { return Err(Disconnect::fatal("bouncer config error").into()) };
         let Some(password) = password else { return Err(Disconnect::fatal(outside.failure()).into()) };
-        login.outside = Some(outside.clone());
         login.busy = true;
         login.password.clone_from(&password);
         let from = client.peer.show();
