@@ -11,6 +11,22 @@ use super::certificate::{Invalid, Purpose, Validity, is_known, is_meant_for, is_
 
 const NAME_CONSTRAINTS: &str = "2.5.29.30";
 
+/// Critical extensions that OpenSSL lets a trusted certificate have, besides the ones that are looked at.
+const UNDERSTOOD: [&str; 10] = [
+    NAME_CONSTRAINTS,
+    // where lists of revoked ones are; policies, their mappings and constraints, "any" of them
+    "2.5.29.31",
+    "2.5.29.32",
+    "2.5.29.33",
+    "2.5.29.36",
+    "2.5.29.54",
+    // Netscape's type, proxies, addresses, autonomous systems
+    "2.16.840.1.113730.1.1",
+    "1.3.6.1.5.5.7.1.14",
+    "1.3.6.1.5.5.7.1.7",
+    "1.3.6.1.5.5.7.1.8",
+];
+
 /// What an issuer's certificate says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuer {
@@ -21,6 +37,7 @@ pub struct Issuer {
     for_servers: bool,
     for_clients: bool,
     hosts: Hosts,
+    is_understood: bool,
     is_plain: bool,
 }
 
@@ -31,10 +48,7 @@ impl Issuer {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let constraints = certificate.basic_constraints().ok().flatten();
         let longest = constraints.and_then(|constraints| constraints.value.path_len_constraint);
-        let is_plain = certificate.extensions().iter().all(|extension| {
-            let oid = extension.oid.to_id_string();
-            oid != NAME_CONSTRAINTS && (!extension.critical || is_known(&oid))
-        });
+        let extensions = || certificate.extensions().iter().map(|one| (one.oid.to_id_string(), one.critical));
         Some(Self {
             validity: Validity::of(&certificate),
             may_issue: may_issue(&certificate),
@@ -46,7 +60,9 @@ impl Issuer {
                 Ok(constraints) => constraints.map_or_else(Hosts::default, |found| Hosts::of(found.value)),
                 Err(_) => Hosts::unreadable(),
             },
-            is_plain,
+            is_understood: extensions()
+                .all(|(oid, critical)| !critical || is_known(&oid) || UNDERSTOOD.contains(&&*oid)),
+            is_plain: extensions().all(|(oid, critical)| oid != NAME_CONSTRAINTS && (!critical || is_known(&oid))),
         })
     }
 
@@ -88,6 +104,12 @@ impl Issuer {
     #[must_use]
     pub fn vouches_for(&self, host: &str) -> bool {
         self.hosts.contain(host)
+    }
+
+    /// Does it say nothing that must be understood and is not?
+    #[must_use]
+    pub const fn is_understood(&self) -> bool {
+        self.is_understood
     }
 
     /// Does it constrain no names, and say nothing that must be understood and is not? Where there are constraints, who is

@@ -25,7 +25,7 @@ class Maker:
         self.dir, self.made = directory, 0
 
     def __call__(self, name, issuer=None, ca=False, longest=None, days=(-30, 30), usage=None, permitted=None, basic=True, names=(),
-                 purpose=None, key=None):
+                 purpose=None, key=None, critical=None):
         key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = (
@@ -42,6 +42,8 @@ class Maker:
             builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in names]), critical=False)
+        if critical:
+            builder = builder.add_extension(critical, critical=True)
         self.made += 1
         paths = self.dir / f"path-{self.made}.crt", self.dir / f"path-{self.made}.key"
         certificate = builder.sign((issuer.key if issuer else key), hashes.SHA256())
@@ -91,6 +93,8 @@ def below_renewed_root(make):
 SERVERS, CLIENTS, ANY = (getattr(ExtendedKeyUsageOID, name) for name in ("SERVER_AUTH", "CLIENT_AUTH", "ANY_EXTENDED_KEY_USAGE"))
 EXPIRED = {"days": (-30, -5)}
 ELSEWHERE = {"permitted": "good.example"}
+UNHEARD_OF = {"critical": x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00")}
+POLICIES = {"critical": x509.CertificatePolicies([x509.PolicyInformation(x509.ObjectIdentifier("2.5.29.32.0"), None)])}
 
 # name -> how it is made, with what, and whether who shows it is let in
 CASES = {
@@ -108,6 +112,10 @@ CASES = {
     "a root that is not valid yet": (below_root, {"root": {"days": (5, 30)}}, False),
     "a root whose renewal is trusted too": (below_renewed_root, {}, True),
     "a root for another purpose": (below_root, {"root": {"purpose": SERVERS}}, False),
+    "a root that asks for something unheard of": (below_root, {"root": UNHEARD_OF}, False),
+    "a root with policies": (below_root, {"root": POLICIES}, True),
+    "an authority that asks for something unheard of": (below_root, {"between": UNHEARD_OF}, False),
+    "asking for something unheard of": (below_root, UNHEARD_OF, False),
     "an authority that has expired": (below_root, {"between": EXPIRED}, False),
     "an authority that may not sign": (below_root, {"between": {"usage": ["crl_sign"]}}, False),
     "an authority of a root that has none": (below_root, {"root": {"longest": 0}, "between": {}}, False),
@@ -136,7 +144,7 @@ CASES = {
 def test_clients(tls_pooler, ca, make, case):  # noqa: F811
     how, options, good = CASES[case]
     leaf, trusted = how(make, **options)
-    bundle = write(ca.dir / "bundle.crt", b"".join(pem(one.certificate) for one in trusted))
+    bundle = write(ca.dir / "bundle.crt", b"".join(pem(one.certificate) for one in [*trusted, ca]))
     pooler = tls_pooler("verify-full", ini={"client_tls_ca_file": bundle})
     try:
         with pooler.wire().start_tls(trusting(ca, leaf)) as wire:

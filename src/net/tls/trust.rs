@@ -203,6 +203,9 @@ impl Trusted {
         if !root.allows(between.iter().filter(|issuer| !issuer.is_self_issued()).count()) {
             return Err(webpki::Error::PathLenConstraintViolated);
         }
+        if !root.is_understood() {
+            return Err(webpki::Error::UnsupportedCriticalExtension);
+        }
         if !root.is_for(shown.purpose) {
             let context = RequiredEkuNotFoundContext { required: key_usage(shown.purpose), present: Vec::new() };
             return Err(webpki::Error::RequiredEkuNotFoundContext(context));
@@ -286,6 +289,7 @@ impl From<BadPath> for Error {
             Bad::EndEntityUsedAsCa => CertificateError::Other(Odd("invalid CA certificate").into()),
             Bad::PathLenConstraintViolated => CertificateError::Other(Odd("path length constraint exceeded").into()),
             Bad::NameConstraintViolation => CertificateError::Other(Odd("permitted subtree violation").into()),
+            Bad::UnsupportedCriticalExtension => CertificateError::Other(Odd("unhandled critical extension").into()),
             _ => CertificateError::UnknownIssuer,
         };
         why.into()
