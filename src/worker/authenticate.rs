@@ -170,7 +170,10 @@ impl Worker {
         if let Phase::Login(login) = &mut client.phase {
             login.busy = false;
         }
-        match go_on(self, &mut client) {
+        self.turning.begin(&client);
+        let ended = go_on(self, &mut client);
+        self.turning.done();
+        match ended {
             Ok(()) => {
                 self.clients.put_back(client);
                 self.turn(who);
@@ -308,6 +311,8 @@ impl Worker {
         self.pools(|broker| broker.pools.admit(Attached { pool, user }, false))?;
         client.standing = Standing::Admitted;
         self.turning.begin(client);
+        #[cfg(debug_assertions)]
+        crate::worker::plant::once("admitted");
         let (me, home, now, since) = (client.me, self.id, self.now, client.connect_time);
         let dedicated = client.dedicated();
         let over_tcp = matches!(client.peer, PeerAddr::Tcp(_));
@@ -351,6 +356,9 @@ impl Worker {
     fn open_console(&mut self, client: &mut Client, access: Access, received: Vec<u8>) -> Result<(), End> {
         let user = client.user.as_deref().unwrap_or_default();
         client.user_id = Some(self.pools(|broker| broker.pools.admit_to_console(user, access.limits_exempt))?);
+        self.turning.begin(client);
+        #[cfg(debug_assertions)]
+        crate::worker::plant::once("at the console");
         let mut out = Vec::new();
         let sent = client.side.vars.clone();
         let notice = &self.live.config.settings.login_notify_message;

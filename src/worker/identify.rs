@@ -169,6 +169,8 @@ impl Worker {
             client.pool = shared;
             // a panic from here on gives the pool back
             self.turning.begin(client);
+            #[cfg(debug_assertions)]
+            crate::worker::plant::once("attached");
         }
         self.log_attempt(client, &user);
         self.authenticate(client, &user, known.as_deref())

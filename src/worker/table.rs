@@ -256,6 +256,7 @@ impl Held {
 }
 
 impl Turning {
+    /// A turn of this client begins, or in the middle of one it has got hold of something.
     #[inline]
     pub(crate) fn begin(&mut self, client: &Client) {
         self.held = Some(Held::of(client));

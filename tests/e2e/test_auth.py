@@ -2,28 +2,13 @@
 
 import base64
 import contextlib
-import hashlib
-import hmac
-import os
 import struct
 
 import pytest
 
+from support.secrets import md5_secret, scram_secret
 from support.system import until
 from support.wire import ServerError, Wire, cstr, md5_response, message, scram_proof, startup_packet
-
-
-def md5_secret(user, password):
-    return "md5" + hashlib.md5((password + user).encode()).hexdigest()
-
-
-def scram_secret(password, iterations=4096):
-    salt = os.urandom(16)
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
-    client = hmac.new(salted, b"Client Key", hashlib.sha256).digest()
-    server = hmac.new(salted, b"Server Key", hashlib.sha256).digest()
-    b64 = [base64.b64encode(x).decode() for x in (salt, hashlib.sha256(client).digest(), server)]
-    return f"SCRAM-SHA-256${iterations}:{b64[0]}${b64[1]}:{b64[2]}"
 
 
 SECRETS = {"plain": lambda u, p: p, "md5": md5_secret, "scram": lambda u, p: scram_secret(p)}

@@ -1,15 +1,12 @@
 """Every client method with every form of the stored secret towards every server method: what works, and the exact error
 of what does not."""
 
-import base64
-import hashlib
-import hmac
-import os
 import unicodedata
 
 import pytest
 
-from support.wire import ServerError, encoded
+from support.secrets import md5_secret, scram_secret
+from support.wire import ServerError
 
 # server method -> role that PostgreSQL checks that way, its password
 SERVERS = {
@@ -24,14 +21,6 @@ FORMS = ["plain", "md5", "scram", "server's scram", "wrong", "none"]
 WRONG_TYPE = "FATAL 08P01: server login failed: wrong password type"
 
 
-def scram_secret(password, iterations=4096):
-    salt = os.urandom(16)
-    salted = hashlib.pbkdf2_hmac("sha256", encoded(password), salt, iterations)
-    client, server = (hmac.new(salted, word, hashlib.sha256).digest() for word in (b"Client Key", b"Server Key"))
-    salt, stored, server = (base64.b64encode(x).decode() for x in (salt, hashlib.sha256(client).digest(), server))
-    return f"SCRAM-SHA-256${iterations}:{salt}${stored}:{server}"
-
-
 def stored(pg, form, role, password):
     """What auth_file has about the role."""
     if form == "server's scram":
@@ -40,7 +29,7 @@ def stored(pg, form, role, password):
         return secret if secret.startswith("SCRAM") else scram_secret(password)
     return {
         "plain": password,
-        "md5": "md5" + hashlib.md5(encoded(password + role)).hexdigest(),
+        "md5": md5_secret(role, password),
         "scram": scram_secret(password),
         "wrong": "not-" + password,
         "none": "",

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from support.scrape import Scrape, fetch
+from support.secrets import scram_secret
 from support.system import free_port, until
 from support.way import in_background, pump, serve
 from support.wire import Closed, message, query
@@ -67,9 +68,9 @@ def test_an_answer_without_an_owner_ends_both_and_is_logged_once(make_pooler, pg
 
 
 @contextlib.contextmanager
-def planted(make_pooler, binary, monkeypatch, bug, **ini):
+def planted(make_pooler, binary, monkeypatch, bug, userlist=None, **ini):
     monkeypatch.setenv("PGUSHER_PLANTED_BUG", bug)
-    pooler = make_pooler(ini={"default_pool_size": 1, "worker_threads": 2, **ini})
+    pooler = make_pooler(ini={"default_pool_size": 1, "worker_threads": 2, **ini}, userlist=userlist)
     if b"PGUSHER_PLANTED_BUG" not in binary.path.read_bytes():
         pytest.skip("bugs are planted in builds with assertions")
     yield pooler
@@ -101,6 +102,27 @@ def test_a_panic_while_a_server_is_opened_is_survived_by_those_who_wait(make_poo
         assert wire.query("SELECT 5").value == "5"
         assert pooler.log().count(BUG) == 1
         until(lambda: pooler.pool()["sv_login"] == 0 and pooler.pool()["sv_idle"] == 1)
+
+
+@pytest.mark.goal("G19")
+@pytest.mark.parametrize("place, auth_type, database", [
+    ("attached", "md5", "p0"), ("admitted", "md5", "p0"), ("admitted", "scram-sha-256", "p0"),
+    # the work for it is done elsewhere, and the login goes on outside of its turn
+    ("admitted", "plain", "p0"), ("at the console", "md5", "pgbouncer"), ("at the console", "plain", "pgbouncer")])
+def test_a_panic_in_a_login_leaves_no_counts_behind(make_pooler, binary, monkeypatch, place, auth_type, database):
+    limits = {"max_user_client_connections": 1, "max_db_client_connections": 1}
+    user = "trustuser" if database == "p0" else "stats"
+    userlist = {user: scram_secret("secret") if auth_type == "plain" else "secret", "admin": "SecurePass2024!"}
+    with planted(make_pooler, binary, monkeypatch, place, auth_type=auth_type, userlist=userlist, **limits) as pooler:
+        for once in (True, False):
+            with contextlib.ExitStack() as stack:
+                if once:
+                    stack.enter_context(pytest.raises((Closed, ConnectionError)))
+                wire = pooler.login(user, database, password="secret")
+                wire.close()
+        assert pooler.log().count(BUG) == 1
+        (users,) = [row for row in pooler.show("USERS") if row["name"] == user]
+        assert users["current_client_connections"] == "0"
 
 
 def bugs(port):
