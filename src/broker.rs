@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::id::{ClientRef, PoolId, ServerId};
-use crate::pool::{Action, Pools};
+use crate::disconnect::Disconnect;
+use crate::id::{ClientRef, DbId, PoolId, ServerId};
+use crate::pool::{Action, Attached, Pools, Standing};
 use crate::primitives::{Os, Primitives};
 use crate::shared::{LoginReply, PoolShared};
+use crate::time::Micros;
 use crate::worker::replication::Dedicated;
 use crate::worker::server::Server;
 
@@ -42,6 +44,24 @@ impl Broker {
         let made = Arc::new(PoolShared::new(pool, &info, self.workers));
         self.shared.insert(pool, made.clone());
         Some(made)
+    }
+
+    /// Finds the pool of a client that logs in, and keeps it.
+    ///
+    /// # Errors
+    /// The entry was dropped meanwhile.
+    pub fn attach(
+        &mut self,
+        db: DbId,
+        login_user: &str,
+        now: Micros,
+    ) -> Result<(Attached, Arc<PoolShared>), Disconnect> {
+        let attached = self.pools.attach(db, login_user, now)?;
+        let Some(shared) = self.shared(attached.pool) else {
+            self.pools.detach(attached, Standing::Stranger, now);
+            return Err(Disconnect::fatal("database removed"));
+        };
+        Ok((attached, shared))
     }
 
     /// Remembers what the server of a client is to be told, if it replicates; whether it does.

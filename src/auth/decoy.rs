@@ -72,14 +72,9 @@ fn most_usual<T: Copy + Ord + Hash>(counts: &HashMap<T, usize>) -> Option<(T, us
 /// and not to be foretold without the process's own `key`.
 #[must_use]
 pub fn salt(user: &str, key: &[u8], bytes: usize) -> Vec<u8> {
-    let mut block = Sha256::new().chain_update(user).chain_update(key).finalize();
-    let mut salt = block.to_vec();
-    while salt.len() < bytes {
-        block = Sha256::digest(block);
-        salt.extend_from_slice(&block);
-    }
-    salt.truncate(bytes);
-    salt
+    let keyed = Sha256::new().chain_update(key).chain_update(user);
+    let blocks = (0_u64..).flat_map(|number| keyed.clone().chain_update(number.to_be_bytes()).finalize());
+    blocks.take(bytes).collect()
 }
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ impl Verifier {
     /// A verifier for somebody who does not exist, with the salt that a user of that name would have.
     #[must_use]
     pub fn mock(user: &str, key: &[u8], shape: Shape) -> Self {
-        let keys: Key = Sha256::new().chain_update(key).chain_update(user).finalize().into();
+        let keys: Key = Sha256::new().chain_update(user).chain_update(key).finalize().into();
         let (iterations, salt) = (shape.iterations, decoy::salt(user, key, shape.salt_bytes));
         Self { iterations, salt, stored_key: keys, server_key: keys, derived: true }
     }

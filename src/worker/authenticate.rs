@@ -166,20 +166,12 @@ impl Worker {
 
     /// Goes on with a login for which somebody else has done the work.
     fn resume(&mut self, who: ClientRef, go_on: impl FnOnce(&mut Self, &mut Client) -> Result<(), End>) {
-        let Some(mut client) = self.clients.take(who) else { return };
-        if let Phase::Login(login) = &mut client.phase {
-            login.busy = false;
-        }
-        self.turning.begin(&client);
-        let ended = go_on(self, &mut client);
-        self.turning.done();
-        match ended {
-            Ok(()) => {
-                self.clients.put_back(client);
-                self.turn(who);
+        self.attend_and_turn(who, |worker, client| {
+            if let Phase::Login(login) = &mut client.phase {
+                login.busy = false;
             }
-            Err(end) => self.disconnect(client, end),
-        }
+            go_on(worker, client)
+        });
     }
 
     /// A message of a client that is asked for its password.
@@ -377,6 +369,7 @@ impl Worker {
         self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
         self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
+        self.turning.begin(client);
         client.stream.write_bytes(&out).map_err(|_| gone())
     }
 

@@ -42,7 +42,7 @@ impl Worker {
         u16::from_le_bytes([low, high])
     }
 
-    fn now_canceling(&self, client: &mut Client, request: Canceling) {
+    fn now_canceling(&mut self, client: &mut Client, request: Canceling) {
         let post = self.shared.post(self.id);
         if request.to_peer {
             post.to_peers.fetch_add(1, Ordering::Relaxed);
@@ -50,6 +50,7 @@ impl Worker {
         post.logins.fetch_sub(1, Ordering::Relaxed);
         let left = client.stream.closing().then_some(self.now);
         client.phase = Phase::Cancel(Box::new(Canceling { left, ..request }));
+        self.turning.begin(client);
     }
 
     fn forward_to_peer(&mut self, client: &mut Client, peer: u16, key: CancelKey) -> Result<(), End> {

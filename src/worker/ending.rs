@@ -18,6 +18,7 @@ impl Worker {
     /// Ends a client: logs, gives back or closes its server, tells it, and gives back everything else it held. Log watchers
     /// know the lines in this order.
     pub(super) fn disconnect(&mut self, mut client: Box<Client>, end: End) {
+        let outer = self.turning.replace(Some(Held::of(&client)));
         let mid_message = client.server.as_ref().is_some_and(|server| server.side.scan.in_body());
         self.shared.ends.lock().client_closed(&end.why.reason);
         let settings = &self.live.config.settings;
@@ -33,6 +34,7 @@ impl Worker {
             self.part(&client, server, &end);
         }
         self.tell(&mut client, &end, mid_message);
+        self.turning.replace(outer);
         self.depart(&client);
         client.stream.retire();
     }

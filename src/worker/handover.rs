@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use crate::admin::command::Rights;
 use crate::admin::handover::{StateKind, StateRow};
 use crate::config::CONSOLE_DATABASE;
-use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
 use crate::relay::handover::{put_client, put_server, statements_of};
 use crate::shared::HandedOver;
@@ -14,6 +13,7 @@ use crate::sys;
 use crate::worker::Worker;
 use crate::worker::client::{Client, Phase};
 use crate::worker::inherit::replication_state;
+use crate::worker::login::gone;
 use crate::worker::peer::PeerAddr;
 
 /// How long the process that takes the descriptors may let us wait, in all.
@@ -30,14 +30,11 @@ impl Worker {
     /// Sends an answer piece by piece, each in a call of its own with its descriptor. Nobody else is served meanwhile: the
     /// order and the boundaries of the pieces matter, and a successor is in a hurry.
     pub(super) fn console_pieces(&mut self, who: ClientRef, pieces: &[(Vec<u8>, Option<RawFd>)]) {
-        let Some(mut client) = self.clients.take(who) else { return };
-        let Phase::Console(console) = &mut client.phase else { return self.clients.put_back(client) };
-        console.busy = false;
-        if send_pieces(&mut client, pieces).is_err() {
-            return self.disconnect(client, Disconnect::silent("client unexpected eof").into());
-        }
-        self.clients.put_back(client);
-        self.turn(who);
+        self.attend_and_turn(who, |_, client| {
+            let Phase::Console(console) = &mut client.phase else { return Ok(()) };
+            console.busy = false;
+            send_pieces(client, pieces).map_err(|_| gone())
+        });
     }
 
     /// The state of all clients that are logged in, and of their servers.

@@ -119,6 +119,8 @@ impl Worker {
             if let Some(entry) = &entry
                 && let Some(auth_user) = self.pools(|broker| broker.pools.auth_user(Some(entry.0)))
             {
+                // whatever there is to be found out
+                self.pools(|broker| broker.pools.entry_has_room(entry.0))?;
                 return self.look_up(client, user, &auth_user, Some(entry));
             }
             tracing::info!(conn = %client.prefix(), "no such user: {user}");
@@ -153,20 +155,15 @@ impl Worker {
         if let Some((db, database)) = &entry
             && (known.is_some() || self.live.config.settings.auth_type == AuthType::Any)
         {
-            let (attached, shared) = self.pools(|broker| {
-                let attached = broker.pools.attach(*db, &user, now);
-                let shared = attached.as_ref().ok().and_then(|attached| broker.shared(attached.pool));
-                (attached, shared)
-            });
-            let attached = attached?;
+            let (attached, pool) = self.pools(|broker| broker.attach(*db, &user, now))?;
             client.mode = effective::pool_mode(&self.live.config, database, effective::pool_user(database, &user));
             client.user_id = Some(attached.user);
-            if let (true, Some(known), Some(pool)) = (fetched, &known, &shared)
+            if let (true, Some(known)) = (fetched, &known)
                 && !pool.forced
             {
                 pool.logins.lock().fetched = Some(known.secret.clone());
             }
-            client.pool = shared;
+            client.pool = Some(pool);
             // a panic from here on gives the pool back
             self.turning.begin(client);
             #[cfg(debug_assertions)]

@@ -149,9 +149,8 @@ impl Worker {
         let (attached, entry, shared) = self.pools(|broker| {
             let db = entry(&mut broker.pools, database)?;
             let entry = broker.pools.database(db)?;
-            let attached = broker.pools.attach(db, user, now).ok()?;
+            let (attached, shared) = broker.attach(db, user, now).ok()?;
             broker.pools.admit(attached, true).ok()?;
-            let shared = broker.shared(attached.pool)?;
             broker.pools.client_ready(attached.pool, now);
             Some((attached, entry, shared))
         })?;

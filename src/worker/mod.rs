@@ -415,19 +415,40 @@ impl Worker {
 
     /// Gives one client its turn.
     pub(crate) fn turn(&mut self, client: ClientRef) {
-        let Some(mut taken) = self.clients.take(client) else { return };
-        self.turns += 1;
-        self.turning.begin(&taken);
-        let ended = self.drive(&mut taken);
-        self.flush_log(&taken);
-        if let Some(pool) = &taken.pool {
-            pool.add(self.id, &std::mem::take(&mut self.tally));
+        self.attend(client, |worker, client| {
+            worker.turns += 1;
+            let ended = worker.drive(client);
+            if let Some(pool) = &client.pool {
+                pool.add(worker.id, &std::mem::take(&mut worker.tally));
+            }
+            ended
+        });
+    }
+
+    /// Does something for a client, and then gives it its turn.
+    fn attend_and_turn(&mut self, who: ClientRef, act: impl FnOnce(&mut Self, &mut Client) -> Result<(), End>) {
+        if self.attend(who, act) {
+            self.turn(who);
         }
+    }
+
+    /// Does something for a client, and ends it if that says so. Should it panic, all that the client holds is given back.
+    /// False: the client is no more.
+    #[inline]
+    fn attend(&mut self, who: ClientRef, act: impl FnOnce(&mut Self, &mut Client) -> Result<(), End>) -> bool {
+        let Some(mut client) = self.clients.take(who) else { return false };
+        self.turning.begin(&client);
+        let ended = act(self, &mut client);
+        self.flush_log(&client);
         self.turning.done();
         match ended {
-            Ok(()) => self.clients.put_back(taken),
-            Err(end) => self.disconnect(taken, end),
+            Ok(()) => self.clients.put_back(client),
+            Err(end) => {
+                self.disconnect(client, end);
+                return false;
+            }
         }
+        true
     }
 
     fn drive(&mut self, client: &mut Client) -> Result<(), End> {

@@ -418,18 +418,7 @@ impl Worker {
 
     /// A queued client has something to collect.
     pub(super) fn wake(&mut self, who: ClientRef) {
-        let Some(mut client) = self.clients.take(who) else { return };
-        self.turning.begin(&client);
-        let ended = self.collect(&mut client);
-        self.flush_log(&client);
-        self.turning.done();
-        match ended {
-            Ok(()) => {
-                self.clients.put_back(client);
-                self.turn(who);
-            }
-            Err(end) => self.disconnect(client, end),
-        }
+        self.attend_and_turn(who, Self::collect);
     }
 
     fn collect(&mut self, client: &mut Client) -> Result<(), End> {
@@ -507,6 +496,7 @@ impl Worker {
             self.pools(|broker| broker.pools.client_ready(id, now));
             client.standing = Standing::Ready;
         }
+        self.turning.begin(client);
         client.stream.write_bytes(&out).map_err(|_| gone())
     }
 

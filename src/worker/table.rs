@@ -275,6 +275,11 @@ impl Turning {
         self.held = None;
     }
 
+    /// A client is ended, perhaps in the middle of another one's turn; what was held before.
+    pub(crate) fn replace(&mut self, held: Option<Held>) -> Option<Held> {
+        std::mem::replace(&mut self.held, held)
+    }
+
     /// The turn is about a server that is being opened or tested, or that is parked.
     #[inline]
     pub(crate) fn attends(&mut self, server: Option<ServerId>) {

@@ -62,15 +62,10 @@ impl Worker {
 
     /// A step of one of our clients was computed.
     pub(super) fn client_shook(&mut self, who: ClientRef, work: Work) {
-        let Some(mut client) = self.clients.take(who) else { return };
-        let next = client.stream.worked(work);
-        match self.after_client_step(&mut client, next) {
-            Ok(_) => {
-                self.clients.put_back(client);
-                self.turn(who);
-            }
-            Err(end) => self.disconnect(client, end),
-        }
+        self.attend_and_turn(who, |worker, client| {
+            let next = client.stream.worked(work);
+            worker.after_client_step(client, next).map(drop)
+        });
     }
 }
 

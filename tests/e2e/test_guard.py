@@ -10,7 +10,7 @@ from support.scrape import Scrape, fetch
 from support.secrets import scram_secret
 from support.system import free_port, until
 from support.way import in_background, pump, serve
-from support.wire import Closed, message, query
+from support.wire import Closed, message, query, startup_packet
 
 pytestmark = pytest.mark.ours
 BUG = "a bug ended one connection: "
@@ -123,6 +123,24 @@ def test_a_panic_in_a_login_leaves_no_counts_behind(make_pooler, binary, monkeyp
         assert pooler.log().count(BUG) == 1
         (users,) = [row for row in pooler.show("USERS") if row["name"] == user]
         assert users["current_client_connections"] == "0"
+
+
+@pytest.mark.goal("G19")
+def test_a_panic_in_the_turn_of_a_login_leaves_no_counts_behind(make_pooler, binary, monkeypatch):
+    with planted(make_pooler, binary, monkeypatch, "client") as pooler:
+        pooler.login().close()
+        for round in (1, 2, 3):
+            with pooler.wire() as wire:
+                # all in one turn: a login for which the pool has a reply, and the query
+                wire.send(startup_packet({"user": "app", "database": "p0"}) + query("SELECT 1 /* planted bug */"))
+                with pytest.raises((Closed, ConnectionError)):
+                    while True:
+                        wire.recv()
+            pooler.wait_log(BUG, round)
+        until(lambda: pooler.pool()["cl_active"] == 0)
+        lists = {row["list"]: row["items"] for row in pooler.show("LISTS")}
+        assert (lists["login_clients"], lists["used_clients"]) == ("0", "1")
+        assert {row["current_client_connections"] for row in pooler.show("USERS") if row["name"] == "app"} == {"0"}
 
 
 def bugs(port):
