@@ -33,7 +33,7 @@ impl Yard {
         config.settings.default_pool_size = i64::from(SERVERS);
         let mut pools = Pools::new(Arc::new(config), Micros::ZERO);
         let db = pools.find_database("db", NOW).expect("the entry is known");
-        let pool = pools.attach(db, "ann", NOW).expect("it is configured").pool;
+        let pool = pools.attach(db, "ann", false, NOW).expect("no limit is reached").pool;
         let mut yard = Self { pools, pool, workers, next: 0 };
         yard.open_all();
         yard

@@ -21,11 +21,13 @@ use crate::net::tls::Contexts;
 use crate::pool::Pools;
 use crate::relay::vars::TrackedNames;
 use crate::shared::{Live, Post, Shared};
+use crate::supervisor::ahead;
 use crate::supervisor::reload::{FilesRead, Users, build_tls, decoy, load, read_rules, read_users, verbosity};
 use crate::supervisor::{Signals, Supervisor};
 use crate::sys;
 use crate::sys::pidfile::{self, Pidfile};
 use crate::takeover::{self, Takeover};
+use crate::time::Micros;
 use crate::worker::Worker;
 use crate::worker::accept::Acceptor;
 use crate::worker::inherit;
@@ -192,8 +194,8 @@ fn serve(
     let names = Arc::new(TrackedNames::new(tokens(&config.settings.track_extra_parameters)));
     let (requests, request_queue) = mpsc::unbounded_channel();
     let (jobs, job_queue) = mpsc::unbounded_channel();
-    let mut mock_key = [0; 32];
-    getrandom::fill(&mut mock_key).map_err(|error| Fatal(format!("no random numbers: {error}")))?;
+    let mut own_key = [0; 32];
+    getrandom::fill(&mut own_key).map_err(|error| Fatal(format!("no random numbers: {error}")))?;
     let mut pools = Pools::new(config.clone(), Clock::now());
     pools.set_known_users(read.users.keys().cloned());
     let mut polls = Vec::new();
@@ -220,14 +222,16 @@ fn serve(
         requests,
         jobs,
         Helpers::new(usize::from(workers), cores() > workers),
-        mock_key,
         PathBuf::from(&config.settings.unix_socket_dir),
         port,
         listeners.only_tcp_address,
         sys::user::own_uid(),
     ));
-    let decoy = decoy(&config, &read.users);
+    let decoy = decoy(&config, &read.users, own_key);
     let live = Arc::new(Live { config, users: Arc::new(read.users), decoy, hba: read.rules, tls: Arc::new(tls) });
+    // clients that are taken over must not wait
+    let patience = if predecessor.is_none() { Micros::from_secs(1) } else { ahead::BLINK };
+    ahead::make(&live, patience, usize::from(cores()));
     let mut acceptor = Some(acceptor(&listeners).map_err(failed("cannot share a listener"))?);
     let mut crew: Vec<Worker> = (0..workers)
         .zip(polls)

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, DbId, PoolId, ServerId};
-use crate::pool::{Action, Attached, Pools, Standing};
+use crate::pool::{Action, Attached, Pools};
 use crate::primitives::{Os, Primitives};
 use crate::shared::{LoginReply, PoolShared};
 use crate::time::Micros;
@@ -46,19 +46,20 @@ impl Broker {
         Some(made)
     }
 
-    /// Finds the pool of a client that logs in, and keeps it.
+    /// Counts a client that has proved who it is, and finds its pool.
     ///
     /// # Errors
-    /// The entry was dropped meanwhile.
+    /// Those of [`Pools::attach`].
     pub fn attach(
         &mut self,
         db: DbId,
         login_user: &str,
+        limits_exempt: bool,
         now: Micros,
     ) -> Result<(Attached, Arc<PoolShared>), Disconnect> {
-        let attached = self.pools.attach(db, login_user, now)?;
+        let attached = self.pools.attach(db, login_user, limits_exempt, now)?;
         let Some(shared) = self.shared(attached.pool) else {
-            self.pools.detach(attached, Standing::Stranger, now);
+            self.pools.detach(attached.pool, attached.user, false, now);
             return Err(Disconnect::fatal("database removed"));
         };
         Ok((attached, shared))

@@ -93,6 +93,28 @@ pub struct LoginCache {
     pub derived: Option<(Derivation, SaltedKeys)>,
 }
 
+/// What the login of a client has shown that opens servers.
+pub enum Learned {
+    Nothing,
+    ScramKeys(ScramKeys),
+    /// That PAM or LDAP have accepted.
+    Password(Zeroizing<Vec<u8>>),
+}
+
+impl LoginCache {
+    /// Keeps it, and the secret that auth_query has given for its user.
+    pub fn learn(&mut self, fetched: Option<&UserSecret>, learned: Learned) {
+        if let Some(user) = fetched {
+            self.fetched = Some(user.secret.clone());
+        }
+        match learned {
+            Learned::Nothing => {}
+            Learned::ScramKeys(keys) => self.client_keys = Some(keys),
+            Learned::Password(password) => self.accepted = Some(Secret::Plain(password.to_vec())),
+        }
+    }
+}
+
 impl std::fmt::Debug for LoginCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("LoginCache(..)")
@@ -461,8 +483,6 @@ pub struct Shared {
     pub jobs: mpsc::UnboundedSender<Job>,
     /// The threads for the steps of TLS handshakes.
     pub helpers: Arc<Helpers>,
-    /// Secret of this process from which the salts of unknown users come.
-    pub mock_key: [u8; 32],
     /// Where servers without a host are, and the port of our own Unix socket.
     pub unix_socket_dir: PathBuf,
     pub listen_port: u16,
@@ -486,7 +506,6 @@ impl Shared {
         requests: mpsc::UnboundedSender<Request>,
         jobs: mpsc::UnboundedSender<Job>,
         helpers: Arc<Helpers>,
-        mock_key: [u8; 32],
         unix_socket_dir: PathBuf,
         listen_port: u16,
         tcp_address: Option<SocketAddr>,
@@ -505,7 +524,6 @@ impl Shared {
             requests,
             jobs,
             helpers,
-            mock_key,
             unix_socket_dir,
             listen_port,
             tcp_address,

@@ -16,7 +16,7 @@ use pgusher::disconnect::Disconnect;
 use pgusher::id::{ClientRef, PoolId, ServerId, Ticket, WorkerId};
 use pgusher::pool::{
     Action, Attached, Checkout, Collected, FailureKind, LaunchKind, LoginFailure, PauseMode, Pools, Released,
-    ShutdownMode, Standing, WaitFor, Want,
+    ShutdownMode, WaitFor, Want,
 };
 use pgusher::time::Micros;
 use seed::Seed;
@@ -58,8 +58,6 @@ struct Token(#[allow(dead_code)] Rc<()>);
 enum Life {
     #[default]
     Away,
-    /// It has not said its password yet.
-    Proving(Attached),
     LoginWait(Attached, Ticket),
     Idle(Attached),
     Waiting(Attached, Ticket),
@@ -70,11 +68,7 @@ impl Life {
     fn at(&self) -> Option<Attached> {
         match self {
             Self::Away => None,
-            Self::Proving(at)
-            | Self::LoginWait(at, _)
-            | Self::Idle(at)
-            | Self::Waiting(at, _)
-            | Self::Linked(at, ..) => Some(*at),
+            Self::LoginWait(at, _) | Self::Idle(at) | Self::Waiting(at, _) | Self::Linked(at, ..) => Some(*at),
         }
     }
 }
@@ -201,10 +195,8 @@ impl World {
         let index = u32::try_from(self.dice.below(CLIENTS as usize)).expect("few clients");
         match std::mem::take(&mut self.clients[index as usize].life) {
             Life::Away => self.come(index),
-            Life::Proving(at) if self.dice.one_in(4) => self.leave(index, at, Standing::Stranger),
-            Life::Proving(at) => self.prove(index, at),
             Life::LoginWait(at, ticket) => self.wait_for_login(index, at, ticket),
-            Life::Idle(at) if self.dice.one_in(20) => self.leave(index, at, Standing::Ready),
+            Life::Idle(at) if self.dice.one_in(20) => self.leave(index, at, true),
             Life::Idle(at) => self.ask(index, at),
             Life::Waiting(at, ticket) => self.wait(index, at, ticket),
             Life::Linked(at, server, conn) => self.linked(index, at, server, conn),
@@ -215,15 +207,7 @@ impl World {
         let name = self.dice.pick(&DATABASES);
         let user = self.dice.pick(&USERS[..3]);
         let Some(db) = self.pools.find_database(name, self.now) else { return };
-        if let Ok(at) = self.pools.attach(db, user, self.now) {
-            self.clients[index as usize].life = Life::Proving(at);
-        }
-    }
-
-    fn prove(&mut self, index: u32, at: Attached) {
-        if self.pools.admit(at, false).is_err() {
-            return self.leave(index, at, Standing::Stranger);
-        }
+        let Ok(at) = self.pools.attach(db, user, false, self.now) else { return };
         let want = self.want(index, at.pool, WaitFor::LoginReply);
         match self.pools.checkout(want, self.now) {
             Checkout::LoginReady(_) => self.enter(index, at),
@@ -231,7 +215,7 @@ impl World {
                 self.lines.entry((at.pool, true)).or_default().push_back(index);
                 self.clients[index as usize].life = Life::LoginWait(at, ticket);
             }
-            Checkout::Refused(_) => self.leave(index, at, Standing::Admitted),
+            Checkout::Refused(_) => self.leave(index, at, false),
             Checkout::Granted(_) => panic!("a server for a login"),
         }
     }
@@ -246,9 +230,9 @@ impl World {
         self.clients[index as usize].life = Life::Idle(at);
     }
 
-    fn leave(&mut self, index: u32, at: Attached, standing: Standing) {
+    fn leave(&mut self, index: u32, at: Attached, ready: bool) {
         self.clients[index as usize].generation += 1;
-        self.pools.detach(at, standing, self.now);
+        self.pools.detach(at.pool, at.user, ready, self.now);
     }
 
     fn leave_line(&mut self, index: u32, pool: PoolId, login: bool) {
@@ -261,12 +245,12 @@ impl World {
         if self.dice.one_in(30) {
             self.leave_line(index, at.pool, true);
             self.pools.abandon(ticket, self.now);
-            return self.leave(index, at, Standing::Admitted);
+            return self.leave(index, at, false);
         }
         match self.pools.collect(ticket) {
             Collected::Waiting => self.clients[index as usize].life = Life::LoginWait(at, ticket),
             Collected::LoginReady(_) => self.enter(index, at),
-            Collected::Refused(_) => self.leave(index, at, Standing::Admitted),
+            Collected::Refused(_) => self.leave(index, at, false),
             Collected::Granted(_) => panic!("a server for a login"),
         }
     }
@@ -284,7 +268,7 @@ impl World {
                 self.lines.entry((at.pool, false)).or_default().push_back(index);
                 self.clients[index as usize].life = Life::Waiting(at, ticket);
             }
-            Checkout::Refused(_) => self.leave(index, at, Standing::Ready),
+            Checkout::Refused(_) => self.leave(index, at, true),
             Checkout::LoginReady(_) => panic!("a login reply for a query"),
         }
     }
@@ -294,7 +278,7 @@ impl World {
             self.leave_line(index, at.pool, false);
             self.pools.abandon(ticket, self.now);
             self.settle();
-            return self.leave(index, at, Standing::Ready);
+            return self.leave(index, at, true);
         }
         match self.pools.collect(ticket) {
             Collected::Waiting => self.clients[index as usize].life = Life::Waiting(at, ticket),
@@ -302,7 +286,7 @@ impl World {
                 self.grants += 1;
                 self.clients[index as usize].life = Life::Linked(at, grant.server, grant.conn);
             }
-            Collected::Refused(_) => self.leave(index, at, Standing::Ready),
+            Collected::Refused(_) => self.leave(index, at, true),
             Collected::LoginReady(_) => panic!("a login reply for a query"),
         }
     }
@@ -319,7 +303,7 @@ impl World {
         }
         self.settle();
         if leaves {
-            self.leave(index, at, Standing::Ready);
+            self.leave(index, at, true);
         } else {
             self.clients[index as usize].life = Life::Idle(at);
         }
@@ -475,7 +459,7 @@ impl World {
             self.close(conn);
             self.pools.gone(server, self.now);
             self.settle();
-            self.leave(u32::try_from(index).expect("few clients"), at, Standing::Ready);
+            self.leave(u32::try_from(index).expect("few clients"), at, true);
         }
     }
 
@@ -560,20 +544,19 @@ impl World {
             }
             match std::mem::take(&mut self.clients[index as usize].life) {
                 Life::Away => {}
-                Life::Proving(at) => self.leave(index, at, Standing::Stranger),
-                Life::Idle(at) => self.leave(index, at, Standing::Ready),
+                Life::Idle(at) => self.leave(index, at, true),
                 Life::LoginWait(at, ticket) => {
                     self.pools.abandon(ticket, self.now);
-                    self.leave(index, at, Standing::Admitted);
+                    self.leave(index, at, false);
                 }
                 Life::Waiting(at, ticket) => {
                     self.pools.abandon(ticket, self.now);
-                    self.leave(index, at, Standing::Ready);
+                    self.leave(index, at, true);
                 }
                 Life::Linked(at, server, conn) => {
                     self.close(conn);
                     self.pools.gone(server, self.now);
-                    self.leave(index, at, Standing::Ready);
+                    self.leave(index, at, true);
                 }
             }
         }
@@ -613,10 +596,9 @@ impl World {
         assert!(size == 0 || fits || self.pools.login_reply(pool).is_none(), "pool_size: {row:?} above {size}");
     }
 
-    /// Who has said his password counts, and nobody else.
+    /// SHOW USERS and SHOW DATABASES count everybody who is there.
     fn clients_are_counted(&self) {
-        let counting = self.clients.iter().filter(|client| !matches!(client.life, Life::Proving(_)));
-        let users: Vec<_> = counting.filter_map(|client| Some(client.life.at()?.user)).collect();
+        let users: Vec<_> = self.clients.iter().filter_map(|client| Some(client.life.at()?.user)).collect();
         for row in self.pools.user_rows() {
             let count = users.iter().filter(|&&user| user == row.user).count();
             assert_eq!(row.current_client_connections as usize, count, "clients of {}", row.name);
@@ -706,25 +688,24 @@ impl World {
         for index in 0..CLIENTS {
             match std::mem::take(&mut self.clients[index as usize].life) {
                 Life::Away => {}
-                Life::Proving(at) => self.leave(index, at, Standing::Stranger),
-                Life::Idle(at) => self.leave(index, at, Standing::Ready),
+                Life::Idle(at) => self.leave(index, at, true),
                 Life::LoginWait(at, ticket) => match self.pools.collect(ticket) {
                     Collected::Waiting => self.clients[index as usize].life = Life::LoginWait(at, ticket),
                     Collected::LoginReady(_) => self.enter(index, at),
-                    _ => self.leave(index, at, Standing::Admitted),
+                    _ => self.leave(index, at, false),
                 },
                 Life::Waiting(at, ticket) => match self.pools.collect(ticket) {
                     Collected::Waiting => self.clients[index as usize].life = Life::Waiting(at, ticket),
                     Collected::Granted(grant) => {
                         self.clients[index as usize].life = Life::Linked(at, grant.server, grant.conn);
                     }
-                    _ => self.leave(index, at, Standing::Ready),
+                    _ => self.leave(index, at, true),
                 },
                 Life::Linked(at, server, conn) => {
                     let released = self.pools.release(server, conn, true, 0, self.now);
                     self.settle_released(server, released, 0);
                     self.settle();
-                    self.leave(index, at, Standing::Ready);
+                    self.leave(index, at, true);
                 }
             }
             self.settle();
@@ -791,7 +772,7 @@ fn nothing_is_granted_while_the_process_waits_for_servers() {
             let want = world.want(index, at.pool, WaitFor::Query);
             let refused = Disconnect::fatal("server shutting down");
             assert!(matches!(world.pools.checkout(want, world.now), Checkout::Refused(why) if why == refused));
-            world.leave(index, at, Standing::Ready);
+            world.leave(index, at, true);
         }
     }
 }

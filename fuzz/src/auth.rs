@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pgusher::auth::client::{ClientAuth, Login, Method, Random, Step as ClientStep};
-use pgusher::auth::decoy::{Decoy, Shape};
+use pgusher::auth::decoy::{Decoy, Kind, Shape};
 use pgusher::auth::issuer::Issuer;
 use pgusher::auth::server::{Credentials, ServerAuth, Step as ServerStep};
 use pgusher::auth::{certificate as der, lookup, md5, scram::derive, secret::Secret};
@@ -17,7 +17,6 @@ const MD5: &str = "md5cbc35bc2769ad88f325209538d794435";
 const SCRAM: &str = "SCRAM-SHA-256$2:MDEyMzQ1Njc4OWFiY2RlZg==$H64NAYTtU+Y2sVMgmj20m6yxEHHe+IglKtOFjSAqYz0=:\
                      iR28dIlH28roqz3WdIZ7Qbh2HqxRGg1C0stLnNr8gBk=";
 const SALT: [u8; 4] = *b"salt";
-const USUAL: Shape = Shape::derived(2);
 
 fn machine(
     method: Method,
@@ -32,8 +31,12 @@ fn machine(
         secret,
         verifier: None,
         iterations: 2,
-        decoy: Decoy { clear_text: decoy.then_some(2), md5: decoy.then_some(USUAL), scram: USUAL },
-        mock_key: b"key",
+        decoy: Decoy {
+            kind: if decoy { Kind::Scram } else { Kind::Plain },
+            clear_text: decoy.then_some(2),
+            scram: Shape::derived(2),
+            key: [9; 32],
+        },
         binding: bound.then(|| Arc::from(&b"certificate"[..])),
         random: Random { md5_salt: SALT, nonce: [7; 18] },
     };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::decoy::{self, Decoy, Shape};
+use super::decoy::{self, Decoy, Kind};
 use super::scram::{
     Derivation, MAX_ITERATIONS, MECHANISM, MECHANISM_PLUS, NONCE_BYTES, SALT_BYTES, SaltedKeys, ScramKeys, Verifier,
     same_key,
@@ -50,14 +50,12 @@ pub struct Login<'a> {
     pub user: &'a str,
     /// None for somebody unknown.
     pub secret: Option<Secret>,
-    /// What was derived from the same plain secret before.
+    /// What was derived from the same plain secret before, perhaps with other iterations.
     pub verifier: Option<Arc<Verifier>>,
     /// scram_iterations.
     pub iterations: u32,
     /// What strangers are taken for.
     pub decoy: Decoy,
-    /// The process's own key for salts.
-    pub mock_key: &'a [u8],
     /// What SCRAM can be bound to, if there is anything.
     pub binding: Option<Arc<[u8]>>,
     pub random: Random,
@@ -134,13 +132,10 @@ pub struct ClientAuth {
     user: Box<str>,
     secret: Option<Secret>,
     verifier: Option<Arc<Verifier>>,
+    /// A verifier that was made in this exchange.
+    made: Option<Arc<Verifier>>,
     iterations: u32,
-    /// Of passwords in clear text that are wrong without it.
-    decoy_work: Option<u32>,
-    /// Of the SCRAM exchange of somebody without a secret for it.
-    shape: Shape,
-    /// Of a verifier, should one be derived. Set when SCRAM is offered.
-    salt: Vec<u8>,
+    decoy: Decoy,
     binding: Option<Arc<[u8]>>,
     random: Random,
     state: State,
@@ -149,34 +144,30 @@ pub struct ClientAuth {
 impl ClientAuth {
     /// Begins the exchange.
     pub fn start(login: Login<'_>, out: &mut Vec<u8>) -> (Self, Step) {
-        let Login { method, user, secret, verifier, iterations, decoy, mock_key, binding, random } = login;
+        let Login { method, user, secret, verifier, iterations, decoy, binding, random } = login;
         let iterations = iterations.clamp(1, MAX_ITERATIONS);
-        let with_md5 = decoy.md5.filter(|_| method == Method::Md5);
-        let stranger = secret.as_ref().is_none_or(Secret::is_none);
-        let mut machine = Self {
-            user: user.into(),
-            secret,
-            verifier,
-            iterations,
-            decoy_work: decoy.clear_text,
-            shape: with_md5.unwrap_or(decoy.scram),
-            salt: Vec::new(),
-            binding,
-            random,
-            state: State::Done,
-        };
+        let (user, made, state) = (user.into(), None, State::Done);
+        let mut machine = Self { user, secret, verifier, made, iterations, decoy, binding, random, state };
         let step = match method {
             Method::Any => Step::Success(Proof::default()),
             Method::Trust if machine.secret.is_some() => Step::Success(Proof::default()),
             Method::Trust => Failure::fatal("\"trust\" authentication failed"),
             Method::Plain => machine.ask(Challenge::Clear, out),
             Method::External => machine.ask(Challenge::External, out),
-            Method::Md5 if matches!(machine.secret, Some(Secret::Scram(_))) => machine.offer_scram(mock_key, out),
-            Method::Md5 if stranger && with_md5.is_some() => machine.offer_scram(mock_key, out),
-            Method::Md5 => machine.ask(Challenge::Md5(random.md5_salt), out),
-            Method::ScramSha256 => machine.offer_scram(mock_key, out),
+            Method::Md5 if machine.kind() != Kind::Scram => machine.ask(Challenge::Md5(random.md5_salt), out),
+            Method::Md5 | Method::ScramSha256 => machine.offer_scram(out),
         };
         (machine, step)
+    }
+
+    /// The kind of the user's secret; who has none is taken for one of the many.
+    fn kind(&self) -> Kind {
+        match &self.secret {
+            Some(Secret::Plain(_)) => Kind::Plain,
+            Some(Secret::Md5(_)) => Kind::Md5,
+            Some(Secret::Scram(_)) => Kind::Scram,
+            Some(Secret::None) | None => self.decoy.kind,
+        }
     }
 
     fn ask(&mut self, challenge: Challenge, out: &mut Vec<u8>) -> Step {
@@ -188,38 +179,38 @@ impl ClientAuth {
         Step::Wait
     }
 
-    fn choose_verifier(&mut self, mock_key: &[u8]) {
+    /// What the client's proof is checked against. `None`: it has to be derived first.
+    fn verifier(&mut self) -> Option<Arc<Verifier>> {
         match &self.secret {
-            Some(Secret::Scram(secret)) => self.verifier = Some(Arc::new(secret.into())),
-            // what is cached fits nothing but the plain text it was made from
-            Some(Secret::Plain(_)) => self.verifier = self.verifier.take().filter(|verifier| verifier.derived),
-            Some(Secret::Md5(_) | Secret::None) | None => {
-                self.verifier = Some(Arc::new(Verifier::mock(&self.user, mock_key, self.shape)));
+            Some(Secret::Scram(secret)) => Some(Arc::new(secret.into())),
+            Some(Secret::Plain(_)) => {
+                self.verifier.take().filter(|made| made.is_current(&self.user, self.iterations, &self.decoy.key))
             }
+            Some(Secret::Md5(_) | Secret::None) | None => Some(Arc::new(Verifier::mock(&self.user, &self.decoy))),
         }
     }
 
-    fn offer_scram(&mut self, mock_key: &[u8], out: &mut Vec<u8>) -> Step {
-        self.salt = decoy::salt(&self.user, mock_key, SALT_BYTES);
-        self.choose_verifier(mock_key);
+    fn offer_scram(&mut self, out: &mut Vec<u8>) -> Step {
         let plus = if self.binding.is_some() { format!("{MECHANISM_PLUS}\0") } else { String::new() };
         request(out, 10, format!("{plus}{MECHANISM}\0\0").as_bytes());
         self.state = State::SaslFirst;
         Step::Wait
     }
 
-    /// The user's secret has changed, and with it the verifier that was kept. What counts is what is in force when the client's
-    /// first message comes; who is in the middle of SCRAM goes on with the old one. True if the new one counts.
-    pub fn replace_secret(&mut self, secret: &Secret, verifier: Option<Arc<Verifier>>, mock_key: &[u8]) -> bool {
-        match self.state {
-            State::Password(Challenge::Clear | Challenge::Md5(_)) => self.secret = Some(secret.clone()),
-            State::SaslFirst => {
-                (self.secret, self.verifier) = (Some(secret.clone()), verifier);
-                self.choose_verifier(mock_key);
-            }
-            _ => return false,
+    /// Is the first message of the client still to come? What counts is what is in force then: [`Self::renew`]. Who is in the
+    /// middle of SCRAM goes on with what was.
+    #[must_use]
+    pub const fn is_fresh(&self) -> bool {
+        matches!(self.state, State::Password(Challenge::Clear | Challenge::Md5(_)) | State::SaslFirst)
+    }
+
+    /// The configuration may have changed since the login began, for users and for strangers. `secret` is none for those whose
+    /// secret is not from there.
+    pub fn renew(&mut self, secret: Option<&Secret>, verifier: Option<Arc<Verifier>>, iterations: u32, decoy: Decoy) {
+        if let Some(secret) = secret {
+            (self.secret, self.verifier) = (Some(secret.clone()), verifier);
         }
-        true
+        (self.iterations, self.decoy) = (iterations.clamp(1, MAX_ITERATIONS), decoy);
     }
 
     /// Takes a message of the client: its type and its body without the length.
@@ -259,20 +250,17 @@ impl ClientAuth {
             State::PasswordWrong => Failure::fatal(WRONG_PASSWORD),
             State::SaslDerived { first, salt, iterations } => {
                 let verifier = Arc::new(Verifier::derived(keys, salt, iterations));
-                self.verifier = Some(verifier.clone());
+                self.made = Some(verifier.clone());
                 self.challenge(first, verifier, out)
             }
             _ => Failure::bad_packet(),
         }
     }
 
-    /// What was derived from the user's plain secret, worth keeping for the user's next login even if this one fails.
-    #[must_use]
-    pub fn derived_verifier(&self) -> Option<&Arc<Verifier>> {
-        match self.secret {
-            Some(Secret::Plain(_)) => self.verifier.as_ref(),
-            _ => None,
-        }
+    /// What this exchange has derived from the user's plain secret, worth keeping for the user's next login even if this one
+    /// fails.
+    pub fn take_made(&mut self) -> Option<Arc<Verifier>> {
+        self.made.take()
     }
 
     fn password(&mut self, challenge: Challenge, body: &[u8]) -> Step {
@@ -304,7 +292,13 @@ impl ClientAuth {
 
     fn clear_text(&mut self, password: &[u8]) -> Step {
         let fits = match &self.secret {
-            None | Some(Secret::None) => false,
+            None | Some(Secret::None) => {
+                if self.decoy.kind == Kind::Md5 {
+                    // as much work as others have
+                    std::hint::black_box(md5::stored(password, &self.user));
+                }
+                false
+            }
             Some(Secret::Plain(stored)) => same_secret(stored, password),
             Some(Secret::Md5(stored)) => same_secret(stored.as_bytes(), md5::stored(password, &self.user).as_bytes()),
             Some(Secret::Scram(secret)) if secret.iterations > MAX_ITERATIONS => false,
@@ -314,7 +308,7 @@ impl ClientAuth {
                 return Step::Derive(Derivation { password: Zeroizing::new(password.to_vec()), salt, iterations });
             }
         };
-        match self.decoy_work {
+        match self.decoy.clear_text {
             Some(iterations) if !fits => {
                 let password = Zeroizing::new(password.to_vec());
                 self.state = State::PasswordWrong;
@@ -335,11 +329,12 @@ impl ClientAuth {
             Ok(first) => first,
             Err(defect) => return Failure::sasl(defect),
         };
-        match (&self.verifier, &self.secret) {
-            (Some(verifier), _) => self.challenge(first, verifier.clone(), out),
+        match (self.verifier(), &self.secret) {
+            (Some(verifier), _) => self.challenge(first, verifier, out),
             (None, Some(Secret::Plain(password))) => {
                 let password = Zeroizing::new(password.clone());
-                let (salt, iterations) = (self.salt.clone(), self.iterations);
+                let salt = decoy::salt(&self.user, &self.decoy.key, SALT_BYTES);
+                let iterations = self.iterations;
                 self.state = State::SaslDerived { first, salt: salt.clone(), iterations };
                 Step::Derive(Derivation { password, salt, iterations })
             }
@@ -398,29 +393,20 @@ fn initial_response(body: &[u8], offered: bool) -> Result<(bool, &[u8]), Step> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ClientAuth, Decoy, Login, Method, Random, Shape, Step};
+    use super::{ClientAuth, Decoy, Kind, Login, Method, Random, Step};
+    use crate::auth::decoy::Shape;
     use crate::auth::md5;
     use crate::auth::secret::Secret;
 
     const SCRAM: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:\
                          wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
     const FAILED: &str = "FATAL password authentication failed";
-    const NOBODYS: Decoy = Decoy { clear_text: None, md5: None, scram: Shape::derived(100) };
+    const NOBODYS: Decoy = Decoy { kind: Kind::Plain, clear_text: None, scram: Shape::derived(100), key: [7; 32] };
 
     fn login(method: Method, secret: Option<&str>) -> Login<'static> {
         let random = Random { md5_salt: [1, 2, 3, 4], nonce: [0; 18] };
         let secret = secret.map(Secret::classify);
-        Login {
-            method,
-            user: "alice",
-            secret,
-            verifier: None,
-            iterations: 100,
-            decoy: NOBODYS,
-            mock_key: b"key",
-            binding: None,
-            random,
-        }
+        Login { method, user: "alice", secret, verifier: None, iterations: 100, decoy: NOBODYS, binding: None, random }
     }
 
     /// Follows a login to its end with one password message; derivations are done on the spot.
@@ -508,7 +494,7 @@ mod tests {
     #[test]
     fn strangers_are_asked_what_most_users_are_asked() {
         let usual = Shape { iterations: 9000, salt_bytes: 4 };
-        let most_have_scram = Decoy { clear_text: Some(9000), md5: Some(usual), scram: usual };
+        let most_have_scram = Decoy { kind: Kind::Scram, clear_text: Some(9000), scram: usual, key: [7; 32] };
         let first = b"SCRAM-SHA-256\0\0\0\0\x09n,,n=,r=x";
         let challenge = |method, secret, decoy| {
             let mut out = Vec::new();

@@ -2,6 +2,7 @@
 //! does not tell that he is none.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::Hash;
 
 use sha2::{Digest as _, Sha256};
@@ -24,22 +25,42 @@ impl Shape {
     }
 }
 
-/// The most usual of what the users of a configuration show.
+/// The kinds of secrets that may be the most usual one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Plain,
+    Md5,
+    Scram,
+}
+
+/// Bytes of the key that salts are made with.
+pub const KEY_BYTES: usize = 32;
+
+/// The most usual of what the users of a configuration show.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Decoy {
+    /// The kind of secret that a stranger would have.
+    pub kind: Kind,
     /// Iterations of most SCRAM secrets, the work of checking a password in clear text; none if nobody has such a secret.
     pub clear_text: Option<u32>,
-    /// What `md5` comes to: SCRAM, if that is what it comes to for most.
-    pub md5: Option<Shape>,
+    /// What his challenge looks like.
     pub scram: Shape,
+    /// What salts are made with that nobody has chosen. It comes from one of the SCRAM secrets and lasts as long, for salts that
+    /// change with a restart, or differ between processes, tell as much.
+    pub key: [u8; KEY_BYTES],
 }
 
 impl Decoy {
-    /// Who has no password is nobody's example. `scram_iterations` are those of verifiers made from plain passwords.
+    /// Who has no password is nobody's example. `scram_iterations` are those of verifiers made from plain passwords. `known_key`
+    /// is the key so far; it stays while its secret does, or there is none.
     #[must_use]
-    pub fn of<'a>(secrets: impl Iterator<Item = &'a Secret>, scram_iterations: u32) -> Self {
-        let derived = Shape::derived(scram_iterations);
-        let (mut own, mut plain, mut hashed) = (HashMap::<Shape, usize>::new(), 0, 0);
+    pub fn of<'a>(
+        secrets: impl Iterator<Item = &'a Secret>,
+        scram_iterations: u32,
+        known_key: [u8; KEY_BYTES],
+    ) -> Self {
+        let (mut shapes, mut plain, mut hashed) = (HashMap::<Shape, usize>::new(), 0, 0);
+        let mut keys = Vec::new();
         for secret in secrets {
             match secret {
                 Secret::None => {}
@@ -47,21 +68,43 @@ impl Decoy {
                 Secret::Md5(_) => hashed += 1,
                 Secret::Scram(secret) => {
                     let shape = Shape { iterations: secret.iterations, salt_bytes: secret.salt.len() };
-                    *own.entry(shape).or_default() += 1;
+                    *shapes.entry(shape).or_default() += 1;
+                    keys.push(key_of(&secret.server_key));
                 }
             }
         }
         let mut work = HashMap::<u32, usize>::new();
-        for (shape, users) in &own {
+        for (shape, users) in &shapes {
             *work.entry(shape.iterations).or_default() += users;
         }
+        let own = most_usual(&shapes);
+        let kind = match shapes.values().sum::<usize>() {
+            with_scram if with_scram > plain + hashed => Kind::Scram,
+            _ if hashed > plain => Kind::Md5,
+            _ => Kind::Plain,
+        };
+        let derived = Shape::derived(scram_iterations);
+        let scram = match (kind, own) {
+            (Kind::Scram, Some((shape, _))) => shape,
+            // whoever has an MD5 secret shows nothing of his own
+            (Kind::Md5, Some((shape, users))) if users > plain => shape,
+            _ => derived,
+        };
         let clear_text = most_usual(&work).map(|(iterations, _)| iterations);
-        let with_scram: usize = own.values().sum();
-        let md5 = most_usual(&own).filter(|_| with_scram > plain + hashed).map(|(shape, _)| shape);
-        *own.entry(derived).or_default() += plain;
-        let usual = most_usual(&own).filter(|(_, users)| *users > own[&derived]);
-        Self { clear_text, md5, scram: usual.map_or(derived, |(shape, _)| shape) }
+        let lasts = keys.is_empty() || keys.contains(&known_key);
+        let key = keys.into_iter().min().filter(|_| !lasts).unwrap_or(known_key);
+        Self { kind, clear_text, scram, key }
     }
+}
+
+impl fmt::Debug for Decoy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decoy").field("kind", &self.kind).field("scram", &self.scram).finish_non_exhaustive()
+    }
+}
+
+fn key_of(server_key: &[u8]) -> [u8; KEY_BYTES] {
+    Sha256::new().chain_update("salts of strangers").chain_update(server_key).finalize().into()
 }
 
 fn most_usual<T: Copy + Ord + Hash>(counts: &HashMap<T, usize>) -> Option<(T, usize)> {
@@ -69,7 +112,7 @@ fn most_usual<T: Copy + Ord + Hash>(counts: &HashMap<T, usize>) -> Option<(T, us
 }
 
 /// The salt of a user whose secret brings none, and of somebody who does not exist: the same whenever the name is asked for,
-/// and not to be foretold without the process's own `key`.
+/// and not to be foretold without the `key`.
 #[must_use]
 pub fn salt(user: &str, key: &[u8], bytes: usize) -> Vec<u8> {
     let keyed = Sha256::new().chain_update(key).chain_update(user);
@@ -81,8 +124,16 @@ pub fn salt(user: &str, key: &[u8], bytes: usize) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn keyed(digit: &str) -> Secret {
+        with_key(4096, LONG, digit)
+    }
+
     fn scram(iterations: u32, salt: &str) -> Secret {
-        let key = "A".repeat(43);
+        with_key(iterations, salt, "A")
+    }
+
+    fn with_key(iterations: u32, salt: &str, digit: &str) -> Secret {
+        let key = digit.repeat(42) + "A";
         let secret = Secret::classify(format!("SCRAM-SHA-256${iterations}:{salt}${key}=:{key}="));
         assert!(matches!(secret, Secret::Scram(_)));
         secret
@@ -99,31 +150,49 @@ mod tests {
     const LONG: &str = "W22ZaJ0SNY7soEsUEjb6gQ==";
     const SHORT: &str = "c2FsdA==";
 
-    #[test]
-    fn nobody_is_like_a_plain_password() {
-        let none = Decoy { clear_text: None, md5: None, scram: Shape::derived(4096) };
-        for secrets in [vec![], vec![Secret::None], vec![plain()], vec![md5(), plain()], vec![md5()]] {
-            assert_eq!(Decoy::of(secrets.iter(), 4096), none);
-        }
+    const OWN: [u8; KEY_BYTES] = [7; KEY_BYTES];
+
+    /// Kind, work of clear text, and challenge.
+    fn of(secrets: &[Secret]) -> (Kind, Option<u32>, Shape) {
+        let Decoy { kind, clear_text, scram, .. } = Decoy::of(secrets.iter(), 4096, OWN);
+        (kind, clear_text, scram)
     }
 
     #[test]
     fn the_majority_counts() {
-        let usual = Shape { iterations: 10_000, salt_bytes: 4 };
-        let decoy = |secrets: &[Secret]| Decoy::of(secrets.iter(), 4096);
-        let scram_alone = Decoy { clear_text: Some(10_000), md5: Some(usual), scram: usual };
-        assert_eq!(decoy(&[scram(10_000, SHORT)]), scram_alone);
-        assert_eq!(decoy(&[Secret::None, Secret::None, scram(10_000, SHORT)]), scram_alone);
-        assert_eq!(decoy(&[scram(10_000, SHORT), scram(9_000, LONG), scram(10_000, SHORT)]), scram_alone);
-        let as_many = [scram(10_000, SHORT), md5()];
-        assert_eq!(decoy(&as_many), Decoy { clear_text: Some(10_000), md5: None, scram: usual });
-        let as_many = [scram(10_000, SHORT), plain()];
-        assert_eq!(decoy(&as_many), Decoy { clear_text: Some(10_000), md5: None, scram: Shape::derived(4096) });
-        let most = [scram(10_000, SHORT), scram(10_000, SHORT), plain()];
-        assert_eq!(decoy(&most), scram_alone);
-        let mixed = [scram(10_000, SHORT), scram(9_000, LONG), plain(), scram(4096, LONG)];
-        assert_eq!(decoy(&mixed).scram, Shape::derived(4096), "plain passwords look like secrets of 4,096 iterations");
-        assert_eq!(decoy(&mixed).md5, Some(usual));
+        let (usual, derived) = (Shape { iterations: 10_000, salt_bytes: 4 }, Shape::derived(4096));
+        for secrets in [vec![], vec![Secret::None], vec![plain()], vec![md5(), plain()], vec![plain(), Secret::None]] {
+            assert_eq!(of(&secrets), (Kind::Plain, None, derived));
+        }
+        assert_eq!(of(&[md5()]), (Kind::Md5, None, derived));
+        let strong = || scram(10_000, SHORT);
+        let by_most = (Kind::Scram, Some(10_000), usual);
+        assert_eq!(of(&[strong()]), by_most);
+        assert_eq!(of(&[Secret::None, Secret::None, strong()]), by_most);
+        assert_eq!(of(&[strong(), scram(9_000, LONG), strong()]), by_most);
+        assert_eq!(of(&[strong(), strong(), plain()]), by_most);
+        assert_eq!(of(&[strong(), md5()]), (Kind::Md5, Some(10_000), usual));
+        assert_eq!(of(&[strong(), plain()]), (Kind::Plain, Some(10_000), derived));
+        assert_eq!(of(&[strong(), plain(), md5(), md5()]), (Kind::Md5, Some(10_000), derived));
+        let fewest_in_all = [strong(), scram(9_000, LONG), plain(), plain()];
+        assert_eq!(of(&fewest_in_all), (Kind::Plain, Some(10_000), derived), "as a whole, not method by method");
+    }
+
+    #[test]
+    fn the_key_lasts_as_long_as_a_secret() {
+        let key = |secrets: &[Secret]| Decoy::of(secrets.iter(), 4096, OWN).key;
+        assert_eq!(key(&[plain(), md5()]), OWN);
+        let (one, other) = (keyed("A"), keyed("B"));
+        let both = key(&[one.clone(), other.clone()]);
+        assert_eq!(both, key(&[other.clone(), plain(), one.clone()]), "whatever their order");
+        assert_ne!(both, OWN);
+        let (least, other) = if both == key(std::slice::from_ref(&one)) { (one, other) } else { (other, one) };
+        let so_far = key(std::slice::from_ref(&other));
+        assert_ne!(so_far, both);
+        let now = |secrets: &[Secret]| Decoy::of(secrets.iter(), 4096, so_far).key;
+        assert_eq!(now(&[least.clone(), other]), so_far, "somebody new changes nothing");
+        assert_eq!(now(&[least]), both);
+        assert_eq!(now(&[plain()]), so_far);
     }
 
     #[test]

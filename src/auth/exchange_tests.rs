@@ -26,8 +26,7 @@ fn login(method: Method, secret: Option<&str>) -> Login<'static> {
         secret,
         verifier: None,
         iterations: ITERATIONS,
-        decoy: Decoy::of(std::iter::empty(), 4096),
-        mock_key: b"key",
+        decoy: Decoy::of(std::iter::empty(), 4096, [7; 32]),
         binding: None,
         random,
     }
@@ -100,7 +99,7 @@ fn meet(login: Login<'_>, who: Credentials, mut tamper: impl FnMut(&mut Vec<u8>)
         let Some(body) = messages(&mut to_server, b'p', &mut tamper).pop() else { break };
         step = keeper.receive(b'p', &body, &mut to_client);
     }
-    end.verifier = keeper.derived_verifier().cloned();
+    end.verifier = keeper.take_made();
     end
 }
 

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use unicode_normalization::UnicodeNormalization;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::decoy::{self, Shape};
+use super::decoy::{self, Decoy, Shape};
 use super::secret::{BASE64, KEY_BYTES, ScramSecret};
 
 /// The mechanism spoken everywhere.
@@ -174,10 +174,17 @@ impl Verifier {
 
     /// A verifier for somebody who does not exist, with the salt that a user of that name would have.
     #[must_use]
-    pub fn mock(user: &str, key: &[u8], shape: Shape) -> Self {
-        let keys: Key = Sha256::new().chain_update(user).chain_update(key).finalize().into();
-        let (iterations, salt) = (shape.iterations, decoy::salt(user, key, shape.salt_bytes));
+    pub fn mock(user: &str, decoy: &Decoy) -> Self {
+        let keys: Key = Sha256::new().chain_update(user).chain_update(decoy.key).finalize().into();
+        let Shape { iterations, salt_bytes } = decoy.scram;
+        let salt = decoy::salt(user, &decoy.key, salt_bytes);
         Self { iterations, salt, stored_key: keys, server_key: keys, derived: true }
+    }
+
+    /// Would one that is made from a plain password now have the same iterations and salt?
+    #[must_use]
+    pub fn is_current(&self, user: &str, iterations: u32, key: &[u8]) -> bool {
+        self.derived && self.iterations == iterations && self.salt == decoy::salt(user, key, SALT_BYTES)
     }
 }
 

@@ -190,7 +190,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::{ClientFirst, Exchange, Offer};
-    use crate::auth::decoy::Shape;
+    use crate::auth::decoy::Decoy;
     use crate::auth::scram::{Verifier, decode, derive};
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn final_messages() {
-        let verifier = Arc::new(Verifier::mock("nobody", b"", Shape::derived(4096)));
+        let verifier = Arc::new(Verifier::mock("nobody", &Decoy::of([].into_iter(), 4096, [0; 32])));
         let begin = |first: &[u8]| {
             Exchange::begin(ClientFirst::parse(first, Offer::Nothing).unwrap(), verifier.clone(), &[0; 18])
         };
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn the_bound_header_and_data_are_repeated() {
-        let verifier = Arc::new(Verifier::mock("nobody", b"", Shape::derived(4096)));
+        let verifier = Arc::new(Verifier::mock("nobody", &Decoy::of([].into_iter(), 4096, [0; 32])));
         let first = |data| ClientFirst::parse(b"p=tls-server-end-point,,n=,r=abc", Offer::Chosen(data)).unwrap();
         let nonce = format!("abc{}", "A".repeat(24));
         let said = |bound: &[u8]| {

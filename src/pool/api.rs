@@ -11,24 +11,12 @@ use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, DbId, PoolId, ServerId, Ticket, UserId, WorkerId};
 use crate::time::Micros;
 
-/// Where a client belongs.
+/// A client was counted on its entry and its login user.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     pub pool: PoolId,
     /// The login user; the pool user is in [`PoolInfo`].
     pub user: UserId,
-}
-
-/// How far a client has come, and so what it counts for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
-    /// It has not proved yet who it is.
-    #[default]
-    Stranger,
-    /// Counted on its entry and its login user: `admit`.
-    Admitted,
-    /// It has its login reply, and counts as a client of the pool: `client_ready`.
-    Ready,
 }
 
 /// What the shell needs to know to open a server of a pool.

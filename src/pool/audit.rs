@@ -163,9 +163,8 @@ impl<S, R: Clone> Pools<S, R> {
                 user.1 += usize::from(!pool.dying);
             }
             connections += if entry.is_peer() { 0 } else { total as usize };
-            let said = (entry.connections, entry.dying_pools);
-            assert_eq!(said, (total, dying), "connections, dying pools of {db:?}");
-            assert!(entry.clients <= attached, "clients of {db:?}");
+            let said = (entry.connections, entry.clients, entry.dying_pools);
+            assert_eq!(said, (total, attached, dying), "connections, clients, dying pools of {db:?}");
         }
         for (_, server) in self.servers.iter().filter(|(_, server)| server.doomed.is_some()) {
             users[self.pools[server.pool].user.0 as usize].2 += 1;

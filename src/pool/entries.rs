@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Pools;
-use super::api::{Action, Attached, LaunchKind, PoolInfo, Standing};
+use super::api::{Action, Attached, LaunchKind, PoolInfo};
 use super::limits::{Entry, EntryKind, limit};
 use super::pool::{Pool, Sizes};
 use super::slot::ServerState;
@@ -205,18 +205,24 @@ impl<S, R: Clone> Pools<S, R> {
         Some(PoolInfo { database: Arc::clone(&entry.database), user, forced, peer })
     }
 
-    /// Finds the pool of a client that logs in, and keeps it. Not for logins that are bound to fail (unknown names): they
-    /// hold no pool. Undone by `detach`.
+    /// Counts a client that has proved who it is on the entry and its login user, and finds its pool. Undone by `detach`.
     ///
     /// # Errors
-    /// The entry was dropped meanwhile.
-    pub fn attach(&mut self, db: DbId, login_user: &str, now: Micros) -> Result<Attached, Disconnect> {
+    /// A limit of clients is reached, or the entry was dropped meanwhile. `limits_exempt` lifts the limits.
+    pub fn attach(
+        &mut self,
+        db: DbId,
+        login_user: &str,
+        limits_exempt: bool,
+        now: Micros,
+    ) -> Result<Attached, Disconnect> {
         let Some(entry) = self.entries.get_mut(db).filter(|entry| !entry.removed) else {
             return Err(Disconnect::fatal("database removed"));
         };
         entry.idle_since = None;
         let database = Arc::clone(&entry.database);
         let user = self.user(login_user);
+        self.count_client(db, user, limits_exempt)?;
         let pool_user = self.user(effective::pool_user(&database, login_user));
         let pool = self.pool_of(db, pool_user, now);
         self.pools[pool].attached += 1;
@@ -231,16 +237,15 @@ impl<S, R: Clone> Pools<S, R> {
         }
     }
 
-    /// The socket of a client is gone. It must have no ticket and no server.
-    pub fn detach(&mut self, client: Attached, standing: Standing, now: Micros) {
-        let Attached { pool, user } = client;
+    /// The socket of a client is gone. `ready`: `client_ready` was called for it. It must have no ticket and no server.
+    pub fn detach(&mut self, pool: PoolId, login_user: UserId, ready: bool, now: Micros) {
         let Some(state) = self.pools.get_mut(pool) else { return };
         state.attached -= 1;
-        state.ready -= u32::from(standing == Standing::Ready);
+        state.ready -= u32::from(ready);
         state.last_used = now;
-        let counts = u32::from(standing >= Standing::Admitted);
-        self.entries[state.db].clients -= counts;
-        self.users[user.0 as usize].clients -= counts;
+        let db = state.db;
+        self.entries[db].clients -= 1;
+        self.users[login_user.0 as usize].clients -= 1;
         self.reap(pool);
     }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Pools;
-use super::api::{Action, Attached};
+use super::api::Action;
 use super::slot::ServerState;
 use crate::config::{Database, Peer, effective};
 use crate::disconnect::Disconnect;
@@ -29,7 +29,7 @@ pub(super) struct Entry {
     pub(super) pools: Vec<PoolId>,
     /// Pools taken out of `pools` that still exist.
     pub(super) dying_pools: u32,
-    /// Clients that have proved who they are.
+    /// Those that have proved who they are.
     pub(super) clients: u32,
     /// Server connections in every state, those of dying pools included.
     pub(super) connections: u32,
@@ -81,7 +81,7 @@ pub(super) struct User {
     /// Pools of all entries with this pool user.
     pub(super) pools: Vec<PoolId>,
     pub(super) connections: u32,
-    /// Clients that have proved who they are, those of the console included.
+    /// Those that have proved who they are, at the console too.
     pub(super) clients: u32,
     pub(super) evicting: u32,
     pub(super) starved: bool,
@@ -130,6 +130,23 @@ impl<S, R: Clone> Pools<S, R> {
         entry.max_clients = limit(effective::max_db_client_connections(&self.config, &entry.database));
     }
 
+    /// Counts a client on its entry and its login user, unless a limit forbids it: one that has proved who it is, for strangers
+    /// must not use up what is for users.
+    pub(super) fn count_client(&mut self, db: DbId, user: UserId, exempt: bool) -> Result<(), Disconnect> {
+        let entry = &self.entries[db];
+        entry_limit(entry.max_clients, entry.clients, exempt)?;
+        self.count_user_client(user, exempt)?;
+        self.entries[db].clients += 1;
+        Ok(())
+    }
+
+    fn count_user_client(&mut self, user: UserId, exempt: bool) -> Result<(), Disconnect> {
+        let user = &mut self.users[user.0 as usize];
+        user_limit(user.max_clients, user.clients, exempt)?;
+        user.clients += 1;
+        Ok(())
+    }
+
     /// Whoever comes to an entry that is full need not be asked for a password: this tells nothing about users.
     ///
     /// # Errors
@@ -147,22 +164,6 @@ impl<S, R: Clone> Pools<S, R> {
         user.map_or(Ok(()), |user| user_limit(user.max_clients, user.clients, false))
     }
 
-    /// Counts a client that has proved who it is on the entry of its pool and on its login user. Those who have not do not
-    /// count: they must not use up what is for users. Undone by `detach`.
-    ///
-    /// # Errors
-    /// A limit of clients is reached. `limits_exempt` lifts the limits.
-    pub fn admit(&mut self, client: Attached, limits_exempt: bool) -> Result<(), Disconnect> {
-        let Some(pool) = self.pools.get(client.pool) else { return Err(Disconnect::fatal("database removed")) };
-        let entry = &mut self.entries[pool.db];
-        let user = &mut self.users[client.user.0 as usize];
-        entry_limit(entry.max_clients, entry.clients, limits_exempt)?;
-        user_limit(user.max_clients, user.clients, limits_exempt)?;
-        entry.clients += 1;
-        user.clients += 1;
-        Ok(())
-    }
-
     /// As [`Self::entry_has_room`], for the console, which has the limit of any other database.
     ///
     /// # Errors
@@ -176,17 +177,15 @@ impl<S, R: Clone> Pools<S, R> {
     ///
     /// # Errors
     /// The limits of the console entry and of the user.
-    pub fn admit_to_console(&mut self, login_user: &str, limits_exempt: bool) -> Result<UserId, Disconnect> {
+    pub fn attach_console(&mut self, login_user: &str, limits_exempt: bool) -> Result<UserId, Disconnect> {
         self.console_has_room(limits_exempt)?;
-        let id = self.user(login_user);
-        let user = &mut self.users[id.0 as usize];
-        user_limit(user.max_clients, user.clients, limits_exempt)?;
-        user.clients += 1;
+        let user = self.user(login_user);
+        self.count_user_client(user, limits_exempt)?;
         self.console_clients += 1;
-        Ok(id)
+        Ok(user)
     }
 
-    pub fn leave_console(&mut self, user: UserId) {
+    pub fn detach_console(&mut self, user: UserId) {
         self.console_clients = self.console_clients.saturating_sub(1);
         if let Some(user) = self.users.get_mut(user.0 as usize) {
             user.clients = user.clients.saturating_sub(1);

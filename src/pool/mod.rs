@@ -43,7 +43,7 @@ use crate::time::Micros;
 
 pub use api::{
     Action, Address, Attached, CancelJob, Checkout, CloseScope, Collected, FailureKind, Grant, LaunchKind,
-    LoginFailure, Parked, PauseMode, PoolInfo, Released, ShutdownMode, Standing, TestQuery, WaitFor, Want,
+    LoginFailure, Parked, PauseMode, PoolInfo, Released, ShutdownMode, TestQuery, WaitFor, Want,
 };
 pub use picture::{DatabaseRow, PeerRow, PoolRow, ServerRow, Totals, UserRow};
 pub use slot::ServerState;

@@ -44,7 +44,7 @@ impl Bench {
 
     fn attach(&mut self, db: &str, user: &str) -> PoolId {
         let db = self.pools.find_database(db, self.now).expect("the entry is known");
-        self.pools.attach(db, user, self.now).expect("it is configured").pool
+        self.pools.attach(db, user, false, self.now).expect("no limit is reached").pool
     }
 
     fn ask(&mut self, who: Want3, kind: WaitFor) -> Checkout<u32, &'static str> {

@@ -3,6 +3,7 @@
 //! It runs on the main thread in a small tokio runtime and never touches a client's traffic. Whatever it decides reaches
 //! the workers as messages.
 
+pub mod ahead;
 mod console;
 mod dns;
 mod handover;
@@ -157,7 +158,7 @@ impl Supervisor {
         mut jobs: mpsc::UnboundedReceiver<Job>,
         mut signals: Signals,
     ) -> Ended {
-        reload::derive_ahead(&self.shared, &self.live);
+        ahead::make_in_background(&self.shared, &self.live);
         self.live.tls.prepare();
         self.serve_metrics();
         let mut tick = interval(TICK);

@@ -6,16 +6,15 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::auth::decoy::{self, Decoy};
-use crate::auth::scram::{SALT_BYTES, Verifier, derive};
+use crate::auth::decoy::Decoy;
 use crate::auth::secret::Secret;
 use crate::clock::Clock;
 use crate::config::hba::{self, Rules};
 use crate::config::{self, AuthType, Config, Level, LogLine, Settings, effective, ident, userlist};
 use crate::log;
 use crate::net::tls::Contexts;
-use crate::shared::{Live, Message, Shared, UserSecret};
-use crate::supervisor::Supervisor;
+use crate::shared::{Live, Message, UserSecret};
+use crate::supervisor::{Supervisor, ahead};
 use crate::sys::pam::Pam;
 use crate::sys::{limits, service};
 use crate::worker::authenticate::scram_iterations;
@@ -101,36 +100,8 @@ pub fn read_users(config: &Config, known: &Users) -> Users {
 }
 
 /// What somebody whom nobody knows is taken for.
-pub fn decoy(config: &Config, users: &Users) -> Decoy {
-    Decoy::of(users.values().map(|user| &user.secret), scram_iterations(config))
-}
-
-/// Makes the verifiers of users with plain passwords before they are wanted. The first login of each would otherwise take
-/// milliseconds longer than a stranger's, who has none.
-pub fn derive_ahead(shared: &Arc<Shared>, live: &Arc<Live>) {
-    let methods_with_scram = matches!(live.config.settings.auth_type, AuthType::ScramSha256 | AuthType::Hba);
-    if !methods_with_scram {
-        return;
-    }
-    let (users, iterations) = (live.users.clone(), scram_iterations(&live.config));
-    let shared = shared.clone();
-    tokio::task::spawn_blocking(move || {
-        shared
-            .guard
-            .run("the derivation of secrets ahead of logins", || derive_all(&users, iterations, &shared.mock_key))
-    });
-}
-
-fn derive_all(users: &HashMap<String, Arc<UserSecret>>, iterations: u32, key: &[u8]) {
-    for (name, user) in users {
-        let Secret::Plain(password) = &user.secret else { continue };
-        if user.verifier.lock().as_ref().is_some_and(|made| made.iterations == iterations) {
-            continue;
-        }
-        let salt = decoy::salt(name, key, SALT_BYTES);
-        let keys = derive(password, &salt, iterations);
-        *user.verifier.lock() = Some(Arc::new(Verifier::derived(&keys, salt, iterations)));
-    }
+pub fn decoy(config: &Config, users: &Users, known_key: [u8; 32]) -> Decoy {
+    Decoy::of(users.values().map(|user| &user.secret), scram_iterations(config), known_key)
 }
 
 /// Reads the access rules and the user name maps they refer to. None when the configuration has no use for them.
@@ -219,9 +190,10 @@ impl Supervisor {
         };
         let servers_outdated = tls.as_ref().is_some_and(|new| new.outdates_servers_of(&self.live.tls));
         let tls = tls.unwrap_or_else(|| self.live.tls.clone());
-        let decoy = decoy(&config, &users);
+        let decoy = decoy(&config, &users, self.live.decoy.key);
         self.live = Arc::new(Live { config: config.clone(), users: users.clone(), decoy, hba, tls });
-        derive_ahead(&self.shared, &self.live);
+        ahead::make(&self.live, ahead::BLINK, 1);
+        ahead::make_in_background(&self.shared, &self.live);
         self.live.tls.prepare();
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;

@@ -10,7 +10,6 @@ use mio::{Interest, Registry};
 
 use crate::net::listener::{accept_error_is_transient, began_before, begin_no_more};
 use crate::net::stream::{Socket, Stream};
-use crate::pool::Standing;
 use crate::relay::side::ClientSide;
 use crate::shared::{Accepted, Hold, Message};
 use crate::sys;
@@ -188,7 +187,7 @@ impl Worker {
             request_time: self.now,
             wait_start: Micros::ZERO,
             notified: false,
-            standing: Standing::Stranger,
+            counted_ready: false,
         });
         if let Err(error) = self.register(&mut client) {
             tracing::error!("cannot wait for a client's socket: {error}");

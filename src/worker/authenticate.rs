@@ -10,20 +10,19 @@ use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
 use crate::auth::facts::Facts;
 use crate::auth::scram::{MAX_ITERATIONS, SaltedKeys};
-use crate::auth::secret::Secret;
 use crate::config::Config;
 use crate::config::hba::{Replicating, Subject};
 use crate::config::ident::Map;
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
-use crate::pool::{Attached, Checkout, ShutdownMode, Standing, WaitFor, Want};
+use crate::pool::{Checkout, ShutdownMode, WaitFor, Want};
 use crate::relay::cancel::CancelKey;
-use crate::shared::{Job, UserSecret};
+use crate::shared::{Job, Learned, UserSecret};
 use crate::wire::startup::Replication;
 use crate::worker::Worker;
 use crate::worker::answers::Answers;
-use crate::worker::client::{Access, Client, Console, End, Phase};
-use crate::worker::login::{MAX_RECEIVED, Next, gone, log_registered, reported};
+use crate::worker::client::{Access, Client, Console, End, Phase, Source};
+use crate::worker::login::{MAX_RECEIVED, Next, gone, log_registered};
 use crate::worker::peer::PeerAddr;
 
 impl Worker {
@@ -111,13 +110,9 @@ impl Worker {
             method,
             user,
             secret: known.map(|known| known.secret.clone()),
-            // one made with another count would tell known users from strangers
-            verifier: known
-                .and_then(|known| known.verifier.lock().clone())
-                .filter(|made| made.iterations == iterations),
+            verifier: known.and_then(|known| known.verifier.lock().clone()),
             iterations,
             decoy: self.live.decoy,
-            mock_key: &self.shared.mock_key,
             binding: client.stream.tls().and_then(|session| session.channel_binding()),
             random,
         };
@@ -153,7 +148,7 @@ impl Worker {
     fn verdict(&mut self, client: &mut Client, verdict: Result<(), Refused>, text: &'static str) -> Result<(), End> {
         let known = matches!(&client.phase, Phase::Login(login) if login.user.is_some());
         match verdict {
-            Ok(()) if known => self.authenticated(client),
+            Ok(()) if known => self.authenticated(client, Learned::Nothing),
             Ok(()) => Err(Disconnect::fatal(text).into()),
             Err(log) => {
                 if let Some(line) = log {
@@ -189,15 +184,12 @@ impl Worker {
         let message: Zeroizing<Vec<u8>> = login.received.drain(..total_len).collect::<Vec<_>>().into();
         login.received.spare_capacity_mut().zeroize();
         let Some(auth) = &mut login.auth else { return Ok(Next::Wait) };
-        let now = client.user.as_deref().and_then(|user| self.live.users.get(user));
-        if let (Some(began_with), Some(now)) = (&login.user, now)
-            && !Arc::ptr_eq(began_with, now)
-        {
-            let iterations = scram_iterations(&self.live.config);
-            let made = now.verifier.lock().clone().filter(|made| made.iterations == iterations);
-            if auth.replace_secret(&now.secret, made, &self.shared.mock_key) {
-                login.user = Some(now.clone());
-            }
+        if auth.is_fresh() {
+            let named = client.user.as_deref().and_then(|user| self.live.users.get(user));
+            let now = named.filter(|_| login.source == Source::AuthFile && login.user.is_some());
+            let verifier = now.and_then(|now| now.verifier.lock().clone());
+            auth.renew(now.map(|now| &now.secret), verifier, scram_iterations(&self.live.config), self.live.decoy);
+            login.user = now.cloned().or(login.user.take());
         }
         let mut out = Vec::new();
         let step = auth.receive(tag, &message[5..], &mut out);
@@ -212,8 +204,11 @@ impl Worker {
             let Some(auth) = &mut login.auth else { return Ok(()) };
             let mut out = Vec::new();
             let step = auth.derived(keys, &mut out);
-            if let (Some(verifier), Some(user)) = (auth.derived_verifier(), &login.user) {
-                *user.verifier.lock() = Some(verifier.clone());
+            let made = auth.take_made();
+            if let (Some(made), Some(known), Some(user)) = (made, &login.user, client.user.as_deref())
+                && made.is_current(user, scram_iterations(&worker.live.config), &worker.live.decoy.key)
+            {
+                *known.verifier.lock() = Some(made);
             }
             worker.auth_step(client, step, &out)
         });
@@ -231,12 +226,7 @@ impl Worker {
                 Ok(())
             }
             Step::Success(proof) => {
-                if let (Some(keys), Some(pool)) = (proof.scram_keys, &client.pool)
-                    && !pool.forced
-                {
-                    pool.logins.lock().client_keys = Some(keys);
-                }
-                self.authenticated(client)
+                self.authenticated(client, proof.scram_keys.map_or(Learned::Nothing, Learned::ScramKeys))
             }
             Step::Fail(failure) => {
                 for line in failure.log {
@@ -270,41 +260,27 @@ impl Worker {
                 let text = login.outside.as_ref().map_or("bouncer config error", Outside::failure);
                 return Err(Disconnect::fatal(text).into());
             }
-            if let Some(pool) = client.pool.as_ref().filter(|pool| !pool.forced) {
-                pool.logins.lock().accepted = Some(Secret::Plain(password.to_vec()));
-            }
-            worker.authenticated(client)
+            worker.authenticated(client, Learned::Password(password))
         });
     }
 
     /// The client is who it says it is.
-    pub(super) fn authenticated(&mut self, client: &mut Client) -> Result<(), End> {
+    pub(super) fn authenticated(&mut self, client: &mut Client, learned: Learned) -> Result<(), End> {
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
         let received = std::mem::take(&mut login.received);
-        let console = login.console;
-        let unknown = login.unknown_database;
-        let params = login.params.take();
+        let (console, params) = (login.console, login.params.take());
+        let fetched = login.user.clone().filter(|_| login.source == Source::AuthQuery);
         login.auth = None;
         client.cancel_key = self.new_cancel_key()?;
         if let Some(access) = console {
             return self.open_console(client, access, received);
         }
         let name = params.map(|params| params.database).unwrap_or_default();
-        if unknown {
-            let user = client.user.as_deref().unwrap_or_default();
-            self.pools(|broker| broker.pools.user_has_room(user))?;
-            let shown = reported(&name);
-            tracing::info!(conn = %client.prefix(), "login failed: db={shown} user={user}");
-            return Err(Disconnect::fatal(format!("no such database: {shown}")).into());
+        let shared = self.attach(client, &name)?;
+        if !shared.forced {
+            shared.logins.lock().learn(fetched.as_deref(), learned);
         }
-        let (Some(pool), Some(user)) = (client.pool.as_ref().map(|pool| pool.id), client.user_id) else {
-            return Err(Disconnect::fatal("bouncer config error").into());
-        };
-        self.pools(|broker| broker.pools.admit(Attached { pool, user }, false))?;
-        client.standing = Standing::Admitted;
-        self.turning.begin(client);
-        #[cfg(debug_assertions)]
-        crate::worker::plant::once("admitted");
+        let pool = shared.id;
         let (me, home, now, since) = (client.me, self.id, self.now, client.connect_time);
         let dedicated = client.dedicated();
         let over_tcp = matches!(client.peer, PeerAddr::Tcp(_));
@@ -347,7 +323,7 @@ impl Worker {
 
     fn open_console(&mut self, client: &mut Client, access: Access, received: Vec<u8>) -> Result<(), End> {
         let user = client.user.as_deref().unwrap_or_default();
-        client.user_id = Some(self.pools(|broker| broker.pools.admit_to_console(user, access.limits_exempt))?);
+        client.user_id = Some(self.pools(|broker| broker.pools.attach_console(user, access.limits_exempt))?);
         self.turning.begin(client);
         #[cfg(debug_assertions)]
         crate::worker::plant::once("at the console");

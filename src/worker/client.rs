@@ -20,7 +20,6 @@ use crate::disconnect::Disconnect;
 use crate::id::{ClientRef, Ticket, UserId};
 use crate::log::{Conn, Side};
 use crate::net::stream::Stream;
-use crate::pool::Standing;
 use crate::relay::side::ClientSide;
 use crate::shared::{PoolShared, UserSecret};
 use crate::time::Micros;
@@ -68,12 +67,23 @@ pub struct Login {
     /// The map for the operating system's name of the client's user, which has been asked for.
     pub peer_map: Option<Arc<Map>>,
     pub user: Option<Arc<UserSecret>>,
+    pub source: Source,
+    /// The database that it has named, if there is one and the user is known.
+    pub database: Option<Arc<str>>,
     /// Who judges the password, if we do not, and the password that is being judged.
     pub outside: Option<Outside>,
     pub password: Zeroizing<Vec<u8>>,
-    /// Not told before the password is right.
-    pub unknown_database: bool,
     pub console: Option<Access>,
+}
+
+/// Where the secret of a login's user is from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// There is none, or none is needed.
+    #[default]
+    Nowhere,
+    AuthFile,
+    AuthQuery,
 }
 
 /// What a login to the console is to come to.
@@ -154,7 +164,7 @@ pub struct Client {
     pub peer: PeerAddr,
     pub phase: Phase,
     pub side: ClientSide,
-    /// That of its entry and user, or the one in which its user is looked up.
+    /// That of its entry and user once it has proved who it is; while its user is looked up, the one for that.
     pub pool: Option<Arc<PoolShared>>,
     /// The login user.
     pub user: Option<Arc<str>>,
@@ -174,8 +184,8 @@ pub struct Client {
     pub wait_start: Micros,
     /// The client was told that it waits.
     pub notified: bool,
-    /// What it counts for in `pool`.
-    pub standing: Standing,
+    /// Counted as a client that finished its login.
+    pub counted_ready: bool,
 }
 
 /// Why a turn ends its client.
@@ -223,10 +233,14 @@ impl Client {
             Phase::Cancel(canceling) => canceling.pool.as_ref(),
             _ => self.pool.as_ref(),
         };
+        let named = match &self.phase {
+            Phase::Login(login) => login.database.clone(),
+            _ => None,
+        };
         if let Some(peer_id) = pool.and_then(|pool| pool.peer_id) {
             return self.peer.conn(Side::Client, self.ptr(), Some(peer_id), None, None);
         }
-        let database = pool.map(|pool| pool.database.clone());
+        let database = pool.map(|pool| pool.database.clone()).or(named);
         let database = if self.at_console() { Some(CONSOLE_DATABASE.into()) } else { database };
         let user = self.user.as_deref().map(Into::into);
         self.peer.conn(Side::Client, self.ptr(), None, database, user)

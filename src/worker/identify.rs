@@ -14,10 +14,10 @@ use crate::auth::lookup::Row;
 use crate::config::{AuthType, CONSOLE_DATABASE, Database, effective};
 use crate::disconnect::Disconnect;
 use crate::id::DbId;
-use crate::shared::UserSecret;
+use crate::shared::{Learned, PoolShared, UserSecret};
 use crate::wire::startup::StartupParams;
 use crate::worker::Worker;
-use crate::worker::client::{Access, Client, End, Phase};
+use crate::worker::client::{Access, Client, End, Phase, Source};
 use crate::worker::login::{log_registered, reported, tokens};
 use crate::worker::peer::PeerAddr;
 use crate::worker::tls;
@@ -30,8 +30,14 @@ pub(super) struct Identity {
     pub(super) user: String,
     /// None: nobody knows him, or nobody needs to.
     pub(super) known: Option<Arc<UserSecret>>,
-    /// The secret came from auth_query, and servers of his pool are opened with it.
-    pub(super) fetched: bool,
+    pub(super) source: Source,
+}
+
+impl Identity {
+    /// Of somebody who need not be known.
+    const fn unasked(user: String) -> Self {
+        Self { user, known: None, source: Source::Nowhere }
+    }
 }
 
 /// How somebody comes to the console.
@@ -86,9 +92,9 @@ impl Worker {
         }
         let known = Some(Arc::default());
         if console {
-            return self.enter_console(client, &user, known, Door::Proof);
+            return self.enter_console(client, Identity { user, known, source: Source::Nowhere }, Door::Proof);
         }
-        self.enter_database(client, entry, Identity { user, known, fetched: false })
+        self.enter_database(client, entry, Identity { user, known, source: Source::Nowhere })
     }
 
     fn entry(&mut self, client: &Client, name: &str) -> Option<Entry> {
@@ -112,7 +118,7 @@ impl Worker {
                 return Err(Disconnect::fatal("bouncer config error").into());
             };
             user.clone_from(forced);
-            return self.enter_database(client, entry, Identity { user, known: None, fetched: false });
+            return self.enter_database(client, entry, Identity::unasked(user));
         }
         let known = self.live.users.get(&user).cloned();
         if known.is_none() {
@@ -125,7 +131,7 @@ impl Worker {
             }
             tracing::info!(conn = %client.prefix(), "no such user: {user}");
         }
-        self.enter_database(client, entry, Identity { user, known, fetched: false })
+        self.enter_database(client, entry, Identity { user, known, source: Source::AuthFile })
     }
 
     /// auth_query has found the user.
@@ -133,44 +139,48 @@ impl Worker {
         let Phase::Login(login) = &client.phase else { return Ok(()) };
         let name = login.params.as_ref().map(|params| params.database.clone()).unwrap_or_default();
         let known = Some(Arc::new(UserSecret { secret: row.secret, ..UserSecret::default() }));
-        let identity = Identity { user: row.user, known, fetched: true };
+        let identity = Identity { user: row.user, known, source: Source::AuthQuery };
         if name == CONSOLE_DATABASE {
-            return self.enter_console(client, &identity.user, identity.known, Door::Proof);
+            return self.enter_console(client, identity, Door::Proof);
         }
-        let Some(entry) = self.entry(client, &name) else { return Err(Disconnect::fatal("database removed").into()) };
-        self.enter_database(client, Some(entry), identity)
+        let entry = self.entry(client, &name);
+        self.enter_database(client, entry, identity)
     }
 
-    /// Finds the client's pool and asks it to prove who it is.
+    /// Asks the client to prove who it is, unless its database is full anyway.
     fn enter_database(&mut self, client: &mut Client, entry: Option<Entry>, who: Identity) -> Result<(), End> {
-        let now = self.now;
-        let Identity { user, known, fetched } = who;
+        let Identity { user, known, source } = who;
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
-        login.unknown_database = entry.is_none();
-        login.user.clone_from(&known);
+        (login.user, login.source) = (known.clone(), source);
         client.user = Some(user.as_str().into());
-        if let Some((db, _)) = entry {
-            self.pools(|broker| broker.pools.entry_has_room(db))?;
-        }
-        if let Some((db, database)) = &entry
-            && (known.is_some() || self.live.config.settings.auth_type == AuthType::Any)
-        {
-            let (attached, pool) = self.pools(|broker| broker.attach(*db, &user, now))?;
-            client.mode = effective::pool_mode(&self.live.config, database, effective::pool_user(database, &user));
-            client.user_id = Some(attached.user);
-            if let (true, Some(known)) = (fetched, &known)
-                && !pool.forced
-            {
-                pool.logins.lock().fetched = Some(known.secret.clone());
+        if let Some((db, database)) = &entry {
+            if known.is_some() || self.live.config.settings.auth_type == AuthType::Any {
+                login.database = Some(database.name.as_str().into());
             }
-            client.pool = Some(pool);
-            // a panic from here on gives the pool back
-            self.turning.begin(client);
-            #[cfg(debug_assertions)]
-            crate::worker::plant::once("attached");
+            self.pools(|broker| broker.pools.entry_has_room(*db))?;
         }
         self.log_attempt(client, &user);
         self.authenticate(client, &user, known.as_deref())
+    }
+
+    /// Gives a client that has proved who it is its place in the pool of its entry and user.
+    pub(super) fn attach(&mut self, client: &mut Client, name: &str) -> Result<Arc<PoolShared>, End> {
+        let (user, now) = (client.user.clone().unwrap_or_default(), self.now);
+        let Some((db, database)) = self.entry(client, name) else {
+            self.pools(|broker| broker.pools.user_has_room(&user))?;
+            let shown = reported(name);
+            tracing::info!(conn = %client.prefix(), "login failed: db={shown} user={user}");
+            return Err(Disconnect::fatal(format!("no such database: {shown}")).into());
+        };
+        let (attached, pool) = self.pools(|broker| broker.attach(db, &user, false, now))?;
+        client.mode = effective::pool_mode(&self.live.config, &database, effective::pool_user(&database, &user));
+        client.user_id = Some(attached.user);
+        client.pool = Some(pool.clone());
+        // a panic from here on gives its place back
+        self.turning.begin(client);
+        #[cfg(debug_assertions)]
+        crate::worker::plant::once("attached");
+        Ok(pool)
     }
 
     fn log_attempt(&self, client: &Client, user: &str) {
@@ -192,10 +202,10 @@ impl Worker {
     fn console_login(&mut self, client: &mut Client, user: String) -> Result<(), End> {
         let settings = &self.live.config.settings;
         if self.is_own(client, &user) {
-            return self.enter_console(client, &user, None, Door::OwnUid);
+            return self.enter_console(client, Identity::unasked(user), Door::OwnUid);
         }
         if settings.auth_type == AuthType::Any {
-            return self.enter_console(client, &user, None, Door::Any);
+            return self.enter_console(client, Identity::unasked(user), Door::Any);
         }
         let known = match self.live.users.get(&user) {
             Some(known) => Some(known.clone()),
@@ -209,7 +219,7 @@ impl Worker {
                 None
             }
         };
-        self.enter_console(client, &user, known, Door::Proof)
+        self.enter_console(client, Identity { user, known, source: Source::AuthFile }, Door::Proof)
     }
 
     /// Our own user of the operating system, who needs no proof.
@@ -219,13 +229,8 @@ impl Worker {
     }
 
     /// Who has no business at the console is told so before any password, whether or not there is such a user.
-    fn enter_console(
-        &mut self,
-        client: &mut Client,
-        user: &str,
-        known: Option<Arc<UserSecret>>,
-        door: Door,
-    ) -> Result<(), End> {
+    fn enter_console(&mut self, client: &mut Client, who: Identity, door: Door) -> Result<(), End> {
+        let Identity { user, known, source } = who;
         let settings = &self.live.config.settings;
         let open = door != Door::Proof;
         let is_admin = tokens(&settings.admin_users).any(|name| name == user);
@@ -235,10 +240,10 @@ impl Worker {
             () if is_stats || open => Some(Rights::Stats),
             () => None,
         };
-        let shown = if open { CONSOLE_DATABASE } else { user };
+        let shown = if open { CONSOLE_DATABASE } else { &*user };
         client.user = Some(shown.into());
         let Phase::Login(login) = &mut client.phase else { return Ok(()) };
-        login.user.clone_from(&known);
+        (login.user, login.source) = (known.clone(), source);
         if known.is_some() || open {
             // for somebody without rights this lasts as long as this call
             login.console = Some(Access { rights: rights.unwrap_or(Rights::Stats), limits_exempt: is_admin });
@@ -247,14 +252,14 @@ impl Worker {
         if door == Door::OwnUid {
             tracing::info!(conn = %client.prefix(), "pgbouncer access from unix socket");
         }
-        self.log_attempt(client, user);
+        self.log_attempt(client, &user);
         if open {
-            return self.authenticated(client);
+            return self.authenticated(client, Learned::Nothing);
         }
-        let trusts = known.is_none() && self.trusts(client, user);
+        let trusts = known.is_none() && self.trusts(client, &user);
         if rights.is_none() && !trusts {
             return Err(Disconnect::fatal("not allowed").into());
         }
-        self.authenticate(client, user, known.as_deref())
+        self.authenticate(client, &user, known.as_deref())
     }
 }

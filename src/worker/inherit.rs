@@ -18,7 +18,7 @@ use crate::broker::ServerPools;
 use crate::config::{AuthType, PoolMode, effective};
 use crate::id::DbId;
 use crate::net::stream::{Socket, Stream};
-use crate::pool::{Address, Standing};
+use crate::pool::Address;
 use crate::relay::handover::{Context, Known, adopt_statements, take_client, take_reply, take_server};
 use crate::relay::link::{ask, question_is_due};
 use crate::relay::side::{ClientSide, ServerSide};
@@ -149,8 +149,7 @@ impl Worker {
         let (attached, entry, shared) = self.pools(|broker| {
             let db = entry(&mut broker.pools, database)?;
             let entry = broker.pools.database(db)?;
-            let (attached, shared) = broker.attach(db, user, now).ok()?;
-            broker.pools.admit(attached, true).ok()?;
+            let (attached, shared) = broker.attach(db, user, true, now).ok()?;
             broker.pools.client_ready(attached.pool, now);
             Some((attached, entry, shared))
         })?;
@@ -174,7 +173,7 @@ impl Worker {
             request_time: now,
             wait_start: Micros::ZERO,
             notified: false,
-            standing: Standing::Ready,
+            counted_ready: true,
             replicating: state.replicating.get(&row.fd).and_then(|bytes| replicating(bytes)),
         });
         self.shared.clients.fetch_add(1, Ordering::Relaxed);

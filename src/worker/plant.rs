@@ -1,8 +1,8 @@
 //! Bugs on demand, so that tests see what becomes of everybody else. Not a part of release builds.
 //!
 //! `PGUSHER_PLANTED_BUG=client` panics in the turn of a client that says the words [`WORDS`]; any other word panics once, at
-//! the place that asks for it: `opening` in the middle of the login to a server, `attached`, `admitted` and `at the console` in
-//! that of a client, `job` in a derivation for it, `console` in a command of the console, `scrape` in a request for metrics.
+//! the place that asks for it: `opening` in the middle of the login to a server, `attached` and `at the console` in that of a
+//! client, `job` in a derivation for it, `console` in a command of the console, `scrape` in a request for metrics.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};

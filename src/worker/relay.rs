@@ -10,7 +10,7 @@ use crate::config::PoolMode;
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
 use crate::net::stream::ReadResult;
-use crate::pool::{Checkout, Collected, Grant, Standing, WaitFor, Want};
+use crate::pool::{Checkout, Collected, Grant, WaitFor, Want};
 use crate::relay::downstream::Downstream;
 use crate::relay::link::{Ctx, align, is_impossible, settled};
 use crate::relay::outstanding::{Give, Request};
@@ -494,7 +494,7 @@ impl Worker {
             let (id, now) = (pool.id, self.now);
             pool.record(self.id, Span::ClientLogin, now.since(client.connect_time));
             self.pools(|broker| broker.pools.client_ready(id, now));
-            client.standing = Standing::Ready;
+            client.counted_ready = true;
         }
         self.turning.begin(client);
         client.stream.write_bytes(&out).map_err(|_| gone())

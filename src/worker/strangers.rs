@@ -6,11 +6,15 @@ use std::sync::atomic::Ordering;
 
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
+use crate::time::Micros;
 use crate::worker::Worker;
-use crate::worker::client::{Client, End};
+use crate::worker::client::{Client, End, Phase};
 
 /// Strangers may have one in so many of the connections; beyond that the one who came first yields to a new one.
 const SHARE: usize = 4;
+
+/// Who has not answered for so long yields all the same: users' drivers take no longer.
+const PATIENCE: Micros = Micros::from_secs(1);
 
 /// Why who comes when `max_client_conn` is reached is refused, and why a stranger yields.
 pub(super) fn full() -> End {
@@ -27,14 +31,23 @@ impl Worker {
         usize::try_from(self.live.config.settings.max_client_conn).unwrap_or(0)
     }
 
-    /// Lets a stranger yield to `newcomer` if that was one too many and they have more than their share: the oldest of this
-    /// worker, where most of them are.
+    /// Who has kept us waiting for a password for so long.
+    fn is_slow_to_log_in(&self, client: &Client) -> bool {
+        matches!(&client.phase, Phase::Login(login) if !login.busy) && self.now.since(client.connect_time) >= PATIENCE
+    }
+
+    /// Lets a stranger yield to `newcomer` if that was one too many and they have more than their share, or one of them is in no
+    /// hurry: the oldest of this worker, where most of them are.
     pub(super) fn make_room(&mut self, newcomer: ClientRef) {
-        let share = (self.max_client_conn() / SHARE).max(1);
-        if !self.is_full() || self.shared.strangers() <= share {
+        // the newcomer is a stranger as well
+        if !self.is_full() || self.shared.strangers() <= 1 {
             return;
         }
-        let may_yield = |client: &&Client| client.me != newcomer && client.is_stranger();
+        let share = (self.max_client_conn() / SHARE).max(1);
+        let too_many = self.shared.strangers() > share;
+        let may_yield = |client: &&Client| {
+            client.me != newcomer && client.is_stranger() && (too_many || self.is_slow_to_log_in(client))
+        };
         let oldest = self.clients.iter().filter(may_yield).min_by_key(|stranger| stranger.id);
         if let Some(oldest) = oldest.map(|oldest| oldest.me) {
             self.end(oldest, full());

@@ -4,7 +4,6 @@ use mio::Token;
 
 use crate::broker::Broker;
 use crate::id::{ClientRef, PoolId, ServerId, Ticket, UserId, WorkerId};
-use crate::pool::{Attached, Standing};
 use crate::time::Micros;
 use crate::worker::client::{Client, Phase};
 use crate::worker::open::Opening;
@@ -201,7 +200,7 @@ pub(crate) struct Held {
     pub(crate) pool: Option<PoolId>,
     pub(crate) user: Option<UserId>,
     pub(crate) ticket: Option<Ticket>,
-    pub(crate) standing: Standing,
+    pub(crate) counted_ready: bool,
     pub(crate) login: bool,
     pub(crate) logged_in: bool,
     pub(crate) console: bool,
@@ -220,7 +219,7 @@ impl Held {
             pool: client.pool.as_ref().map(|pool| pool.id),
             user: client.user_id,
             ticket: client.ticket(),
-            standing: client.standing,
+            counted_ready: client.counted_ready,
             login: client.logging_in(),
             logged_in: client.logged_in(),
             console: matches!(client.phase, Phase::Console(_)),
@@ -247,8 +246,8 @@ impl Held {
             pools.gone(server, now);
         }
         match (self.pool, self.user) {
-            (Some(pool), Some(user)) => pools.detach(Attached { pool, user }, self.standing, now),
-            (None, Some(user)) => pools.leave_console(user),
+            (Some(pool), Some(user)) => pools.detach(pool, user, self.counted_ready, now),
+            (None, Some(user)) => pools.detach_console(user),
             // a lookup holds its ticket alone
             (_, None) => {}
         }

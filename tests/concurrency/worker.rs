@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pgusher::broker::decide;
 use pgusher::id::{ClientRef, ServerId, Ticket, WorkerId};
-use pgusher::pool::{
-    Action, Attached, Checkout, Collected, FailureKind, Grant, LoginFailure, Released, Standing, WaitFor, Want,
-};
+use pgusher::pool::{Action, Attached, Checkout, Collected, FailureKind, Grant, LoginFailure, Released, WaitFor, Want};
 use pgusher::primitives::Primitives;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::Arc;
@@ -235,9 +233,7 @@ impl<B: Mail<Message>> Worker<B> {
         let at = self.pools(|desk| {
             let now = desk.moment();
             let db = desk.pools.find_database(name, now).expect("it is configured");
-            let at = desk.pools.attach(db, USER, now).expect("it is configured");
-            desk.pools.admit(at, false).expect("there is room");
-            at
+            desk.pools.attach(db, USER, false, now).expect("there is room")
         });
         match self.checkout(self.want(index, at, WaitFor::LoginReply)) {
             Checkout::LoginReady(_) => self.enter(index, at),
@@ -322,7 +318,7 @@ impl<B: Mail<Message>> Worker<B> {
         self.clients[index].life = Life::Left;
         self.pools(|desk| {
             let now = desk.moment();
-            desk.pools.detach(at, if ready { Standing::Ready } else { Standing::Admitted }, now);
+            desk.pools.detach(at.pool, at.user, ready, now);
         });
         if self.shared.present.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.shared.inboxes.iter().for_each(|inbox| inbox.send(Message::GoHome));

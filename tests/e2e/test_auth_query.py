@@ -46,6 +46,15 @@ def refused(pooler, text, user="fetched", database="p0", password="fetched-secre
     assert list(error.value.fields.items()) == [("S", "FATAL"), ("C", "08P01"), ("M", text)]
 
 
+@pytest.mark.parametrize("auth_type", ["plain", "scram-sha-256"])
+def test_another_name_goes_by_the_secret_that_came_with_it(asking, auth_type):
+    query = "SELECT 'app2'::text, 'from-query'::text WHERE $1 = 'alias'"
+    pooler = asking(auth_type, userlist={**ADMIN, "app2": "from-file"}, auth_query=query)
+    refused(pooler, f"{'SASL' if auth_type == 'scram-sha-256' else 'password'} authentication failed", "alias", password="from-file")
+    with pooler.login("alias", password="from-query") as wire:
+        assert wire.query("SELECT 1").value == "1"
+
+
 @pytest.mark.parametrize("auth_type", ["trust", "plain", "md5", "scram-sha-256"])
 def test_every_method_asks(asking, auth_type):
     pooler = asking(auth_type)

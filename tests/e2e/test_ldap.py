@@ -53,6 +53,15 @@ def refused(pooler, user, password, log=None, text="LDAP authentication failed",
         pooler.wait_log(log)
 
 
+@pytest.mark.ours
+def test_names_that_are_made_up_leave_nothing_behind(ldap):
+    pooler = ldap("{server} {port} " + PEOPLE, auth_type="hba", rules="host pgbouncer all all trust\nhost all all all LDAP\n",
+                  userlist={"admin": ""})
+    for number in range(5):
+        refused(pooler, f"madeup{number}", "guess")
+    assert not [row for show in ("USERS", "POOLS") for row in pooler.show(show) if "madeup" in str(row)]
+
+
 def test_simple_mode(ldap):
     """The password that was accepted opens the servers as well."""
     pooler = ldap("{server} {port} " + PEOPLE)

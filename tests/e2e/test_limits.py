@@ -15,6 +15,7 @@ from support.system import holds, until
 from support.wire import CANCEL_REQUEST, ServerError, md5_response, message, query
 
 
+FULL = r"no more connections allowed \(max_client_conn\)"
 PASSWORD_METHODS = pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
 
 
@@ -212,6 +213,35 @@ def test_strangers_keep_a_share_of_max_client_conn(make_pooler, measured, worker
         stranger.close()
     nobody_left(console)
     console.close()
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("workers", [1, 2])
+def test_strangers_in_no_hurry_yield_even_when_they_are_few(make_pooler, workers):
+    pooler = make_pooler(ini={"auth_type": "md5", "max_client_conn": 20, "client_login_timeout": 60, "worker_threads": workers})
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(pooler.login())
+        strangers = [stack.enter_context(pooler.wire()) for _ in range(4)]
+        for stranger in strangers:
+            stranger.startup("app", "p0")
+            assert stranger.recv().type == "R"
+        with pytest.raises(ServerError, match=FULL):
+            pooler.login()
+        users = []
+
+        def one_more():
+            try:
+                users.append(stack.enter_context(pooler.login()))
+            except ServerError as refused:
+                assert re.search(FULL, str(refused))
+            return len(users) == 4
+
+        until(one_more)
+        for stranger in strangers:
+            stranger.expect_fatal("no more connections allowed (max_client_conn)")
+        with pytest.raises(ServerError, match=FULL):
+            pooler.login()
 
 
 @pytest.mark.ours

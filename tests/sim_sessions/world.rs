@@ -11,7 +11,7 @@ use pgusher::disconnect::Disconnect;
 use pgusher::id::{ClientRef, PoolId, ServerId, Ticket, WorkerId};
 use pgusher::pool::{
     Action, Attached, Checkout, Collected, FailureKind, Grant, LaunchKind, LoginFailure, PoolRow, Pools, Released,
-    Standing, WaitFor, Want,
+    WaitFor, Want,
 };
 use pgusher::relay::downstream::Downstream;
 use pgusher::relay::link::{Ctx, Drained, align, can_drain, drained, settled};
@@ -288,17 +288,14 @@ impl World {
     fn come(&mut self, index: u32) {
         let user = USERS[index as usize % USERS.len()];
         let db = self.pools.find_database("db", self.now).expect("it is configured");
-        let Ok(at) = self.pools.attach(db, user, self.now) else { return };
-        if self.pools.admit(at, false).is_err() {
-            return self.pools.detach(at, Standing::Stranger, self.now);
-        }
+        let Ok(at) = self.pools.attach(db, user, false, self.now) else { return };
         let phase = match self.pools.checkout(self.want(index, at.pool, WaitFor::LoginReply), self.now) {
             Checkout::LoginReady(()) => {
                 self.pools.client_ready(at.pool, self.now);
                 Phase::Idle
             }
             Checkout::Queued(ticket) => Phase::Login(ticket),
-            Checkout::Refused(_) => return self.pools.detach(at, Standing::Admitted, self.now),
+            Checkout::Refused(_) => return self.pools.detach(at.pool, at.user, false, self.now),
             Checkout::Granted(_) => panic!("a server for a login"),
         };
         let name = format!("app{index}");
@@ -581,8 +578,7 @@ impl World {
         }
         self.settle();
         self.clients[index as usize].generation += 1;
-        let standing = if ready { Standing::Ready } else { Standing::Admitted };
-        self.pools.detach(session.at, standing, self.now);
+        self.pools.detach(session.at.pool, session.at.user, ready, self.now);
     }
 
     // -- servers

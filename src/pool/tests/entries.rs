@@ -12,22 +12,15 @@ fn s6_client_limits() {
     for (change, name) in limits {
         let mut bench = Bench::new(change);
         let db = bench.pools.find_database("db", bench.now).expect("it is configured");
-        let ann = bench.pools.attach(db, "ann", bench.now).expect("it is configured");
-        for _ in 0..3 {
-            assert_eq!(bench.pools.attach(db, "ann", bench.now), Ok(ann), "strangers do not count");
-        }
-        assert_eq!(bench.pools.admit(ann, false), Ok(()));
-        let why = Err(Disconnect::fatal(format!("client connections exceeded ({name})")));
-        assert_eq!(bench.pools.admit(ann, false), why);
+        let first = bench.pools.attach(db, "ann", false, bench.now).expect("there is room");
+        let why = Disconnect::fatal(format!("client connections exceeded ({name})"));
+        assert_eq!(bench.pools.attach(db, "ann", false, bench.now), Err(why.clone()));
         let by_entry = name == "max_db_client_connections";
-        assert_eq!(bench.pools.entry_has_room(db), if by_entry { why.clone() } else { Ok(()) });
-        assert_eq!(bench.pools.user_has_room("ann"), if by_entry { Ok(()) } else { why });
-        bench.pools.detach(ann, Standing::Stranger, bench.now);
-        assert!(bench.pools.admit(ann, false).is_err(), "a stranger that goes makes no room");
-        bench.pools.detach(ann, Standing::Admitted, bench.now);
-        assert_eq!(bench.pools.admit(ann, false), Ok(()));
-        assert_eq!(bench.pools.admit(ann, true), Ok(()), "exempt");
-        bench.pools.check();
+        assert_eq!(bench.pools.entry_has_room(db), if by_entry { Err(why.clone()) } else { Ok(()) });
+        assert_eq!(bench.pools.user_has_room("ann"), if by_entry { Ok(()) } else { Err(why) });
+        bench.pools.detach(first.pool, first.user, false, bench.now);
+        assert!(bench.pools.attach(db, "ann", false, bench.now).is_ok());
+        assert!(bench.pools.attach(db, "ann", true, bench.now).is_ok(), "exempt");
     }
 }
 
@@ -96,11 +89,10 @@ fn console_s6_a_sleeping_entry_does_not_keep_the_process_from_suspending() {
 fn console_s6_a_pause_ends_although_the_entry_falls_asleep_under_way() {
     let mut bench = Bench::new(|c| c.wildcard = Some("host=h".to_owned()));
     let db = bench.pools.find_database("zz", bench.now).expect("it is made");
-    let ann = bench.pools.attach(db, "ann", bench.now).expect("it is configured");
-    assert_eq!(bench.pools.admit(ann, false), Ok(()));
+    let ann = bench.pools.attach(db, "ann", false, bench.now).expect("no limit is reached");
     let held = bench.linked(ann.pool, 1)[0];
     bench.release(held, 0);
-    bench.pools.detach(ann, Standing::Ready, bench.now);
+    bench.pools.detach(ann.pool, ann.user, true, bench.now);
     assert_eq!(bench.pools.pause_db("zz", bench.now), Ok(false));
     bench.tick_after(SECOND);
     assert_eq!(bench.pools.database_rows().len(), 1, "it sleeps");
