@@ -5,7 +5,7 @@
 //! Begin --clear text, MD5--> Answered --AuthenticationOk--> Done      (clear text again: Answered)
 //! Begin --SASL--> Sasl --SASLContinue--> [Derive -->] Proving --SASLFinal--> Verified --AuthenticationOk--> Done
 //! ```
-//! After a refusal nothing is answered any more. A server that says AuthenticationOk in the middle of SCRAM has not
+//! After a refusal nothing is answered any more. A server that says AuthenticationOk, or that it is ready, in the middle of SCRAM has not
 //! shown that it knows the secret, and is refused. So is one that asks without end.
 
 use std::borrow::Cow;
@@ -72,6 +72,7 @@ enum State {
     Deriving(Exchange),
     Proving(Exchange),
     Verified,
+    Accepted,
     /// Something was not answered: nothing is, any more.
     Refused,
 }
@@ -113,9 +114,27 @@ impl ServerAuth {
         }
     }
 
-    fn accepted(&self) -> Step {
+    /// The server says that it is ready: has it said before that we may come in?
+    #[must_use]
+    pub fn ready(&self) -> Step {
         match self.state {
-            State::Begin | State::Answered(_) | State::Verified => Step::Done,
+            State::Accepted => Step::Done,
+            State::Begin | State::Answered(_) | State::Verified => {
+                Failure::step("protocol error: ReadyForQuery before AuthenticationOk", None)
+            }
+            State::Sasl(_) | State::Deriving(_) | State::Proving(_) | State::Refused => Failure::step(
+                "protocol error: ReadyForQuery before AuthenticationSASLFinal",
+                Some("server login failed: failed to verify server signature"),
+            ),
+        }
+    }
+
+    fn accepted(&mut self) -> Step {
+        match self.state {
+            State::Begin | State::Answered(_) | State::Verified | State::Accepted => {
+                self.state = State::Accepted;
+                Step::Done
+            }
             State::Sasl(_) | State::Deriving(_) | State::Proving(_) | State::Refused => Failure::step(
                 "protocol error: AuthenticationOk before AuthenticationSASLFinal",
                 Some("server login failed: failed to verify server signature"),
@@ -128,6 +147,7 @@ impl ServerAuth {
         let before = match self.state {
             State::Begin => 0,
             State::Answered(times) => times,
+            State::Accepted => return Err("protocol error: password requested after AuthenticationOk"),
             _ => return Err("protocol error: password requested in the middle of SCRAM"),
         };
         if before >= most {
@@ -159,6 +179,7 @@ impl ServerAuth {
         match self.state {
             State::Begin => {}
             State::Answered(_) => return Failure::step("protocol error: SCRAM requested after a password", None),
+            State::Accepted => return Failure::step("protocol error: SCRAM requested after AuthenticationOk", None),
             _ => return Failure::step("protocol error: duplicate AuthenticationSASL request", None),
         }
         let offers = |mechanism: &str| {

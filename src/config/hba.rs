@@ -374,9 +374,21 @@ fn connection_type(words: &mut Words<'_>) -> Option<Option<Option<bool>>> {
         .find_map(|(word, tls)| words.eat(word).then_some(Some(tls)))
 }
 
+/// What stands before a comment: a `#` outside of quotes at the beginning of a word.
+fn before_comment(text: &str) -> &str {
+    let (mut quoted, mut begins) = (false, true);
+    let comment = text.char_indices().find(|&(_, c)| {
+        let found = c == '#' && begins && !quoted;
+        quoted ^= c == '"';
+        begins = is_c_space(c);
+        found
+    });
+    comment.map_or(text, |(at, _)| &text[..at])
+}
+
 fn method(words: &mut Words<'_>) -> Option<Method> {
     if let Some(options) = words.all_behind("ldap") {
-        return Some(Method::Ldap(ldap::Text(options.trim_matches(is_c_space).into())));
+        return Some(Method::Ldap(ldap::Text(before_comment(options).trim_matches(is_c_space).into())));
     }
     [
         ("trust", Method::Trust),

@@ -275,7 +275,7 @@ impl Given {
     fn url(&mut self, url: &str) -> Result<(), String> {
         let invalid = || format!("invalid LDAP URL: \"{url}\"");
         let (name, rest) = url.split_once("://").ok_or_else(invalid)?;
-        self.ldaps = scheme(name)?;
+        self.ldaps = scheme(&name.to_ascii_lowercase())?;
         let (place, rest) = rest.split_once('/').unwrap_or((rest, ""));
         let (host, number) = match place.rsplit_once(':') {
             Some((host, number)) if !number.contains(']') => (host, Some(port(number)?)),
@@ -289,9 +289,10 @@ impl Given {
             None => Ok(None),
         };
         self.base = part()?;
-        self.attribute = part()?;
+        // of several the first one counts
+        self.attribute = part()?.map(|list| list.split(',').next().unwrap_or_default().to_owned());
         self.scope = match part()?.as_deref() {
-            None | Some("sub") => Scope::Subtree,
+            None | Some("sub" | "subtree") => Scope::Subtree,
             Some("base") => Scope::Base,
             Some("one") => Scope::OneLevel,
             Some(_) => return Err(invalid()),
@@ -460,6 +461,8 @@ mod tests {
         assert_eq!(found.filter("u").as_deref(), Ok("(mail=u)"));
         let options = Options::parse("ldapurl=ldap://h/b???(x=$username)").expect("valid");
         assert_eq!((options.port, search(&options).filter("u").as_deref()), (389, Ok("(x=u)")));
+        let options = Options::parse("ldapurl=\"LDAP://h/b?uid,cn?subtree\"").expect("valid");
+        assert_eq!((search(&options).filter("u").as_deref(), search(&options).scope), (Ok("(uid=u)"), Scope::Subtree));
         for bad in
             ["ldapurl=h", "ldapurl=http://h/", "ldapurl=ldap://h/b??up", "ldapurl=ldap://h/%x", "ldapurl=ldap://h:x/"]
         {

@@ -84,11 +84,11 @@ async fn judge(
         How::Between { prefix, suffix } => format!("{prefix}{}{suffix}", question.user),
         How::Search(search) => find(shared, &options, &servers, search, &question.user).await?,
     };
-    let (mut ldap, server) =
-        connect(shared, &options, &servers).await.map_err(|why| format!("LDAP login failed for user {dn}: {why}"))?;
+    let failed = |server: &str, why: &str| format!("LDAP login failed for user {dn} on server {server}: {why}");
+    let (mut ldap, server) = connect(shared, &options, &servers).await.map_err(|no| no.line(failed))?;
     let bound = bind(&mut ldap, &dn, password).await;
     let _ = ldap.unbind().await;
-    bound.map_err(|why| format!("LDAP login failed for user {dn} on server {server}: {why}"))
+    bound.map_err(|why| failed(&server, &why))
 }
 
 /// The servers to try, in this order.
@@ -113,10 +113,10 @@ async fn find(
     user: &str,
 ) -> Result<String, String> {
     let filter = search.filter(user)?;
-    let failed = |server: &str, why: String| {
+    let failed = |server: &str, why: &str| {
         format!("could not search LDAP for filter \"{filter}\" on server \"{server}\": {why}")
     };
-    let (mut ldap, server) = connect(shared, options, servers).await.map_err(|why| failed("", why))?;
+    let (mut ldap, server) = connect(shared, options, servers).await.map_err(|no| no.line(failed))?;
     bind(&mut ldap, &search.bind_dn, &search.bind_password).await.map_err(|why| {
         let dn = &search.bind_dn;
         format!("could not perform initial LDAP bind for ldapbinddn \"{dn}\" on server \"{server}\": {why}")
@@ -131,7 +131,7 @@ async fn find(
     let (entries, _) = found
         .map_err(|error| reason(&error))
         .and_then(|found| found.success().map_err(|error| reason(&error)))
-        .map_err(|why| failed(&server, why))?;
+        .map_err(|why| failed(&server, &why))?;
     // what is no entry refers to another directory
     let mut entries = entries.into_iter().filter(|entry| !entry.is_ref()).map(SearchEntry::construct);
     match (entries.next(), entries.next()) {
@@ -146,20 +146,41 @@ async fn bind(ldap: &mut Ldap, dn: &str, password: &str) -> Result<(), String> {
     bound.and_then(LdapResult::success).map(|_| ()).map_err(|error| reason(&error))
 }
 
+/// Why there is no connection.
+enum Unconnected {
+    /// To this server, because of this.
+    Server(String, String),
+    /// In a line of its own.
+    Line(String),
+}
+
+impl Unconnected {
+    fn line(self, of: impl FnOnce(&str, &str) -> String) -> String {
+        match self {
+            Self::Server(server, why) => of(&server, &why),
+            Self::Line(line) => line,
+        }
+    }
+}
+
 /// A connection to the first server that can be reached.
-async fn connect(shared: &Arc<Shared>, options: &Options, servers: &[(String, u16)]) -> Result<(Ldap, String), String> {
+async fn connect(
+    shared: &Arc<Shared>,
+    options: &Options,
+    servers: &[(String, u16)],
+) -> Result<(Ldap, String), Unconnected> {
     let config = match options.security {
         Security::None => None,
-        Security::Ldaps | Security::StartTls => Some(tls_config()?),
+        Security::Ldaps | Security::StartTls => Some(tls_config().map_err(Unconnected::Line)?),
     };
-    let mut why = String::new();
+    let mut last = Unconnected::Line("no LDAP server is named".to_owned());
     for (server, port) in servers {
         match open(shared, options, server, *port, config.clone()).await {
             Ok(ldap) => return Ok((ldap, server.clone())),
-            Err(failure) => why = failure,
+            Err(unconnected) => last = unconnected,
         }
     }
-    Err(why)
+    Err(last)
 }
 
 async fn open(
@@ -168,7 +189,7 @@ async fn open(
     server: &str,
     port: u16,
     tls: Option<Arc<ClientConfig>>,
-) -> Result<Ldap, String> {
+) -> Result<Ldap, Unconnected> {
     let start_tls = options.security == Security::StartTls;
     let mut settings = LdapConnSettings::new().set_conn_timeout(TIMEOUT).set_starttls(start_tls);
     if let Some(tls) = tls {
@@ -188,9 +209,13 @@ async fn open(
         }
         Err(error) if start_tls && !unreachable(&error) => {
             let why = reason(&error);
-            Err(format!("could not start LDAP TLS session: {why}, server: {server}, port: {port}"))
+            let line = format!("could not start LDAP TLS session: {why}, server: {server}, port: {port}");
+            Err(Unconnected::Line(line))
         }
-        Err(error) => Err(format!("Can't contact LDAP server {server}, port {port}: {}", reason(&error))),
+        Err(error) => {
+            let why = format!("Can't contact LDAP server, port {port}: {}", reason(&error));
+            Err(Unconnected::Server(server.to_owned(), why))
+        }
     }
 }
 

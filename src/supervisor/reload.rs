@@ -70,11 +70,11 @@ fn warn_of_descriptors(config: &Config, users: &Users) {
 }
 
 /// Reads the users that the configuration names. Those who have disappeared stay known, without a password; what was
-/// derived from an unchanged secret is kept.
+/// derived from an unchanged secret is kept. A file that cannot be read changes nothing.
 pub fn read_users(config: &Config, known: &Users) -> Users {
-    let mut users: Users = known.keys().map(|name| (name.clone(), Arc::new(UserSecret::default()))).collect();
+    let nobodys = || known.keys().map(|name| (name.clone(), Arc::new(UserSecret::default()))).collect();
     let settings = &config.settings;
-    let Some(path) = &settings.auth_file else { return users };
+    let Some(path) = &settings.auth_file else { return nobodys() };
     if path.is_empty() || matches!(settings.auth_type, AuthType::Any | AuthType::Pam) {
         return known.clone();
     }
@@ -83,9 +83,10 @@ pub fn read_users(config: &Config, known: &Users) -> Users {
         Err(error) => {
             let line = userlist::unreadable(path, &error);
             log_line(line.level, &line.text);
-            return users;
+            return known.clone();
         }
     };
+    let mut users: Users = nobodys();
     let list = userlist::parse(&bytes);
     for line in &list.log {
         log_line(line.level, &line.text);

@@ -184,6 +184,7 @@ impl Worker {
         let message: Zeroizing<Vec<u8>> = login.received.drain(..total_len).collect::<Vec<_>>().into();
         login.received.spare_capacity_mut().zeroize();
         let Some(auth) = &mut login.auth else { return Ok(Next::Wait) };
+        client.request_time = self.now;
         if auth.is_fresh() {
             let named = client.user.as_deref().and_then(|user| self.live.users.get(user));
             let now = named.filter(|_| login.source == Source::AuthFile && login.user.is_some());

@@ -120,7 +120,7 @@ impl Worker {
             user.clone_from(forced);
             return self.enter_database(client, entry, Identity::unasked(user));
         }
-        let known = self.live.users.get(&user).cloned();
+        let known = self.known(&user);
         if known.is_none() {
             if let Some(entry) = &entry
                 && let Some(auth_user) = self.pools(|broker| broker.pools.auth_user(Some(entry.0)))
@@ -207,10 +207,8 @@ impl Worker {
         if settings.auth_type == AuthType::Any {
             return self.enter_console(client, Identity::unasked(user), Door::Any);
         }
-        let known = match self.live.users.get(&user) {
-            Some(known) => Some(known.clone()),
-            // the console's own user always exists, if only with a secret that nothing matches
-            None if user == CONSOLE_DATABASE => Some(Arc::default()),
+        let known = match self.known(&user) {
+            Some(known) => Some(known),
             None => {
                 if let Some(auth_user) = self.pools(|broker| broker.pools.auth_user(None)) {
                     return self.look_up(client, user, &auth_user, None);
@@ -220,6 +218,12 @@ impl Worker {
             }
         };
         self.enter_console(client, Identity { user, known, source: Source::AuthFile }, Door::Proof)
+    }
+
+    /// What auth_file says of a user. The console's own always exists, if only with a secret that nothing matches.
+    fn known(&self, user: &str) -> Option<Arc<UserSecret>> {
+        let known = self.live.users.get(user).cloned();
+        known.or_else(|| (user == CONSOLE_DATABASE).then(Arc::default))
     }
 
     /// Our own user of the operating system, who needs no proof.
@@ -252,7 +256,7 @@ impl Worker {
         if door == Door::OwnUid {
             tracing::info!(conn = %client.prefix(), "pgbouncer access from unix socket");
         }
-        self.log_attempt(client, &user);
+        self.log_attempt(client, shown);
         if open {
             return self.authenticated(client, Learned::Nothing);
         }

@@ -145,6 +145,7 @@ impl Worker {
         if params.database != CONSOLE_DATABASE && self.is_full() {
             return Err(full());
         }
+        client.request_time = self.now;
         let mut out = Vec::new();
         if params.wants_negotiation() {
             params.negotiate(&mut out);

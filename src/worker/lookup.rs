@@ -8,9 +8,9 @@
 use zeroize::Zeroize as _;
 
 use crate::auth::lookup::{Answer, Defect, Progress, request};
-use crate::config::{CONSOLE_DATABASE, effective};
+use crate::config::{CONSOLE_DATABASE, PoolMode, effective};
 use crate::disconnect::Disconnect;
-use crate::id::DbId;
+use crate::id::{ClientRef, DbId};
 use crate::net::stream::ReadResult;
 use crate::pool::{Checkout, WaitFor, Want};
 use crate::relay::side::TxStatus;
@@ -44,7 +44,9 @@ impl Worker {
         let live = self.live.clone();
         let global = &*live.config.settings.auth_query;
         let sql = entry.map_or(global, |(_, database)| effective::auth_query(&live.config, database));
-        client.user = Some(user.as_str().into());
+        if let Phase::Login(login) = &mut client.phase {
+            login.database = entry.map(|(_, database)| database.name.as_str().into());
+        }
         let db = self.auth_database(client, entry)?;
         let now = self.now;
         let found = self.pools(|broker| {
@@ -223,7 +225,8 @@ impl Worker {
         if let Some(mut server) = client.server.take() {
             server.side.ready = true;
             server.side.tx = TxStatus::Idle;
-            self.release(server, false);
+            let session = client.pool.as_ref().and_then(|pool| self.pools(|broker| broker.pools.pool_mode(pool.id)));
+            self.release(server, session == Some(PoolMode::Session));
         }
         if let Some(pool) = client.pool.take() {
             pool.add(self.id, &std::mem::take(&mut self.tally));
@@ -233,6 +236,14 @@ impl Worker {
             std::mem::swap(&mut *login, &mut lookup.login);
         }
         client.phase = Phase::Login(login);
+    }
+
+    /// The query has taken longer than query_timeout.
+    pub(super) fn lookup_timed_out(&mut self, who: ClientRef) {
+        if let Some(mut client) = self.clients.take(who) {
+            let end = self.lookup_failed(&mut client, "query timeout");
+            self.disconnect(client, end);
+        }
     }
 
     /// Closes the server. How the client ends.

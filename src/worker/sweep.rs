@@ -54,6 +54,7 @@ impl Worker {
             match verdict {
                 Verdict::End(end) => self.end(client, end),
                 Verdict::Notify => self.notify(client),
+                Verdict::LookupTimedOut => self.lookup_timed_out(client),
             }
         }
     }
@@ -85,7 +86,11 @@ impl Worker {
         match &client.phase {
             Phase::Login(_) => over(age, login_limit).then(|| fatal("client_login_timeout")),
             Phase::Lookup(lookup) if lookup.ticket.is_none() => {
-                over(age, login_limit).then(|| fatal("client_login_timeout"))
+                let user = client.pool.as_ref().map_or("", |pool| &*pool.user);
+                let limit = for_user(config, config.settings.query_timeout, || effective::query_timeout(config, user));
+                let runs_long = over(self.now.since(client.request_time), limit);
+                let too_late = || over(age, login_limit).then(|| fatal("client_login_timeout"));
+                runs_long.then_some(Verdict::LookupTimedOut).or_else(too_late)
             }
             Phase::WaitingLogin(_) | Phase::Lookup(_) => self
                 .waits_too_long(client, config, client.request_time)
@@ -188,6 +193,8 @@ impl Worker {
 
 /// What the sweep found out about a client.
 enum Verdict {
+    /// Its query has taken too long.
+    LookupTimedOut,
     End(End),
     Notify,
 }

@@ -3,9 +3,11 @@
 import base64
 import contextlib
 import struct
+import time
 
 import pytest
 
+from support.gate import Gate
 from support.secrets import md5_secret, scram_secret
 from support.system import until
 from support.wire import ServerError, Wire, cstr, md5_response, message, scram_proof, startup_packet
@@ -160,6 +162,43 @@ def test_auth_query_honours_valid_until(make_pooler, pg):
     pooler.start()
     with pytest.raises(ServerError, match="password authentication failed"):
         pooler.login("expired", password="over")
+
+
+def test_a_file_that_is_gone_changes_nothing(make_pooler):
+    pooler = make_pooler(ini={"auth_type": "md5"})
+    pooler.ini["auth_file"].rename(pooler.dir / "elsewhere")
+    pooler.reload()
+    pooler.wait_log("could not open auth_file")
+    pooler.login("app", password="app-secret").close()
+    with pytest.raises(ServerError, match="password authentication failed"):
+        pooler.login("app", password="wrong")
+
+
+def test_the_name_of_the_console_is_always_known(make_pooler):
+    pooler = make_pooler(start=False, ini={"auth_type": "trust"})
+    pooler.databases = {"p0": forced(pooler)}
+    pooler.write()
+    pooler.start()
+    with pooler.login("pgbouncer") as wire:
+        assert wire.query("SELECT 1").value == "1"
+
+
+@pytest.mark.parametrize("setting, text", [("query_wait_timeout", "query_wait_timeout"), ("query_timeout", "query_timeout")])
+def test_time_passes_from_the_password_on(make_pooler, pg, setting, text):
+    with Gate(pg.port) as gate:
+        gate.shut = True
+        pooler = make_pooler(start=False, ini={"auth_type": "plain", setting: 2})
+        pooler.databases = {"p0": pooler.backend(port=gate.port)}
+        pooler.write()
+        pooler.start()
+        with pooler.wire() as wire:
+            wire.startup("app", "p0")
+            assert wire.recv().type == "R" and wire.recv_or_none(1.5) is None
+            began = time.monotonic()
+            wire.send(message("p", cstr("app-secret")))
+            wire.expect_fatal(text)
+            assert time.monotonic() - began > 1.9
+        pooler.stop()
 
 
 def test_any_uses_the_forced_user(make_pooler):

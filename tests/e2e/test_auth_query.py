@@ -46,6 +46,21 @@ def refused(pooler, text, user="fetched", database="p0", password="fetched-secre
     assert list(error.value.fields.items()) == [("S", "FATAL"), ("C", "08P01"), ("M", text)]
 
 
+def test_what_a_lookup_leaves_behind_is_reset_in_session_pooling(asking):
+    query = "SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND set_config('work_mem', '123kB', false) <> ''"
+    pooler = asking("md5", databases=lambda p: {"p0": p.backend()}, auth_query=query, pool_mode="session", default_pool_size=1)
+    pooler.login("fetched", password="fetched-secret").close()
+    with pooler.login("admin", password=ADMIN["admin"]) as wire:
+        assert wire.query("SHOW work_mem").value != "123kB"
+
+
+def test_query_timeout_ends_a_lookup(asking):
+    query = "SELECT rolname, rolpassword FROM pg_authid, pg_sleep(30) WHERE rolname = $1"
+    pooler = asking("md5", auth_query=query, query_timeout=1)
+    refused(pooler, "bouncer config error")
+    pooler.wait_log("closing because: query timeout")
+
+
 @pytest.mark.parametrize("auth_type", ["plain", "scram-sha-256"])
 def test_another_name_goes_by_the_secret_that_came_with_it(asking, auth_type):
     query = "SELECT 'app2'::text, 'from-query'::text WHERE $1 = 'alias'"

@@ -140,7 +140,7 @@ def test_encrypted(ldap, directory, security):
 
 @pytest.mark.ours
 @pytest.mark.parametrize("security, log", [
-    ("ldapscheme=ldaps {tls_port}", "Can't contact LDAP server 127.0.0.1"),
+    ("ldapscheme=ldaps {tls_port}", "on server \"127.0.0.1\": Can't contact LDAP server"),
     ("ldaptls=1 {port}", "could not start LDAP TLS session: "),
 ])
 def test_certificates_of_directories(ldap, directory, security, log):
@@ -152,6 +152,11 @@ def test_certificates_of_directories(ldap, directory, security, log):
     pooler.wait_log("UnknownIssuer")
     directory.trust(ca="other-ca", reqcert="never")
     pooler.login("app", "forced", password="app-secret").close()
+
+
+def test_comments_behind_rules(ldap):
+    pooler = ldap("{server} {port} " + PEOPLE, auth_type="hba", rules="host all all all LDAP # people\n", userlist={})
+    pooler.login("app", password="app-secret").close()
 
 
 def test_next_server_is_tried(ldap):
@@ -176,7 +181,7 @@ def test_servers_from_dns(ldap, directory):
 
 def test_no_server_at_all(ldap):
     pooler = ldap(f"ldapserver=127.0.0.1 ldapport={system.free_port()} " + PEOPLE)
-    refused(pooler, "app", "app-secret", "Can't contact LDAP server")
+    refused(pooler, "app", "app-secret", f"LDAP login failed for user uid=app,ou=people,{BASE} on server 127.0.0.1: Can't contact LDAP server")
 
 
 @pytest.mark.parametrize("options, log", [

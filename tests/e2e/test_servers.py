@@ -224,6 +224,29 @@ def test_server_that_breaks_the_protocol_hurts_nobody_else(make_pooler, answer):
         assert honest.query("SELECT 2").value == "2" and pooler.alive
 
 
+@pytest.mark.ours
+@pytest.mark.parametrize("asks", [b"", b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0", b"R\0\0\0\x08\0\0\0\x03"])
+def test_a_server_that_is_ready_has_to_say_that_we_may_come_in(make_pooler, asks):
+    def say(sock):
+        sock.sendall(asks)
+        if asks:
+            sock.recv(8192)
+        sock.sendall(b"K\0\0\0\x0c" + bytes(8) + READY)
+        sock.recv(1)
+
+    with scripted(say) as server:
+        pooler = make_pooler(start=False)
+        pooler.databases["odd"] = {"host": "127.0.0.1", "port": server.port}
+        pooler.write()
+        pooler.start()
+        with pooler.wire() as wire:
+            wire.startup("app", "odd")
+            pooler.wait_log("protocol error: ReadyForQuery before ")
+            pooler.wait_log(re.compile(r"S-0x\S+: odd/\S+ closing because: "))
+            if b"SCRAM" in asks:
+                wire.expect_fatal("server login failed: failed to verify server signature")
+
+
 def test_mute_server_is_given_up_after_server_connect_timeout(make_pooler):
     with scripted(lambda sock: sock.recv(1)) as server:
         pooler = make_pooler(start=False, ini={"server_connect_timeout": 1, "query_wait_timeout": 3})

@@ -190,6 +190,9 @@ impl Worker {
                 }
             }
             be::READY_FOR_QUERY => {
+                if !querying && let Some(step) = opening.auth.as_ref().map(ServerAuth::ready) {
+                    self.server_auth_step(opening, step, b"")?;
+                }
                 let query = opening.info.database.connect_query.clone();
                 if let (false, Some(sql)) = (querying, query) {
                     let mut out = Vec::new();
@@ -202,7 +205,10 @@ impl Worker {
             }
             be::NOTICE_RESPONSE | be::NEGOTIATE_PROTOCOL_VERSION => {}
             _ if querying => {}
-            _ => return Err(Failed::connect("unknown pkt from server")),
+            _ => {
+                tracing::error!(conn = %opening.prefix(), "unknown pkt from server: '{}'", char::from(tag));
+                return Err(Failed::connect("unknown pkt from server"));
+            }
         }
         Ok(Progress::Wait)
     }
