@@ -1,11 +1,9 @@
-//! A client proves who it is: the method that was chosen for it, its exchange of messages, and what follows from success.
+//! A client proves who it is: the method that was chosen for it, and its exchange of messages.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::admin::extended::Session;
 use crate::auth::choice::{self, CERTIFICATE_FAILED, Choice, Outside, PEER_FAILED, Policy, Refused};
 use crate::auth::client::{ClientAuth, Login as Attempt, Method, Random, Step};
 use crate::auth::facts::Facts;
@@ -15,15 +13,11 @@ use crate::config::hba::{Replicating, Subject};
 use crate::config::ident::Map;
 use crate::disconnect::Disconnect;
 use crate::id::ClientRef;
-use crate::pool::{Checkout, ShutdownMode, WaitFor, Want};
-use crate::relay::cancel::CancelKey;
 use crate::shared::{Job, Learned, UserSecret};
 use crate::wire::startup::Replication;
 use crate::worker::Worker;
-use crate::worker::answers::Answers;
-use crate::worker::client::{Access, Client, Console, End, Phase, Source};
-use crate::worker::login::{MAX_RECEIVED, Next, gone, log_registered};
-use crate::worker::peer::PeerAddr;
+use crate::worker::client::{Client, End, Phase, Source};
+use crate::worker::login::{MAX_RECEIVED, Next, gone};
 
 impl Worker {
     /// Chooses how the client has to prove that it is `user`, and begins.
@@ -263,102 +257,6 @@ impl Worker {
             }
             worker.authenticated(client, Learned::Password(password))
         });
-    }
-
-    /// The client is who it says it is.
-    pub(super) fn authenticated(&mut self, client: &mut Client, learned: Learned) -> Result<(), End> {
-        let Phase::Login(login) = &mut client.phase else { return Ok(()) };
-        let received = std::mem::take(&mut login.received);
-        let (console, params) = (login.console, login.params.take());
-        let fetched = login.user.clone().filter(|_| login.source == Source::AuthQuery);
-        login.auth = None;
-        client.cancel_key = self.new_cancel_key()?;
-        if let Some(access) = console {
-            return self.open_console(client, access, received);
-        }
-        let name = params.map(|params| params.database).unwrap_or_default();
-        let shared = self.attach(client, &name)?;
-        if !shared.forced {
-            shared.logins.lock().learn(fetched.as_deref(), learned);
-        }
-        let pool = shared.id;
-        let (me, home, now, since) = (client.me, self.id, self.now, client.connect_time);
-        let dedicated = client.dedicated();
-        let over_tcp = matches!(client.peer, PeerAddr::Tcp(_));
-        let (checkout, registered) = self.pools(|broker| {
-            let replication = broker.replicates(me, dedicated);
-            let pools = &mut broker.pools;
-            let found = pools.find_database(&name, now);
-            let registered = pools.take_registered();
-            if found.is_some_and(|db| pools.disabled(db)) {
-                let why = Disconnect::fatal(format!("database \"{name}\" is disabled"));
-                return (Checkout::Refused(why), registered);
-            }
-            // who comes over TCP was connected before the listeners were closed: one of the clients that are waited for
-            let let_in = match pools.shutdown_mode() {
-                ShutdownMode::None => true,
-                ShutdownMode::WaitForClients => over_tcp,
-                ShutdownMode::WaitForServers => false,
-            };
-            if !let_in {
-                return (Checkout::Refused(Disconnect::fatal("pooler is shutting down")), registered);
-            }
-            let want = Want { client: me, pool, kind: WaitFor::LoginReply, since, home, replication };
-            (pools.checkout(want, now), registered)
-        });
-        log_registered(|| client.prefix(), registered);
-        if !received.is_empty() {
-            client.input = Some(Box::new(received));
-        }
-        match checkout {
-            Checkout::LoginReady(reply) => self.finish_login(client, &reply),
-            Checkout::Queued(ticket) => {
-                client.phase = Phase::WaitingLogin(ticket);
-                client.wait_start = now;
-                Ok(())
-            }
-            Checkout::Refused(why) => Err(why.into()),
-            Checkout::Granted(_) => Err(Disconnect::fatal("bouncer config error").into()),
-        }
-    }
-
-    fn open_console(&mut self, client: &mut Client, access: Access, received: Vec<u8>) -> Result<(), End> {
-        let user = client.user.as_deref().unwrap_or_default();
-        client.user_id = Some(self.pools(|broker| broker.pools.attach_console(user, access.limits_exempt))?);
-        self.turning.begin(client);
-        #[cfg(debug_assertions)]
-        crate::worker::plant::once("at the console");
-        let mut out = Vec::new();
-        let sent = client.side.vars.clone();
-        let notice = &self.live.config.settings.login_notify_message;
-        let notice = (!notice.is_empty()).then_some(notice.as_str());
-        crate::admin::reply::login(&mut out, sent.iter(&self.shared.names), client.cancel_key, notice);
-        client.phase = Phase::Console(Box::new(Console {
-            rights: access.rights,
-            received,
-            through: 0,
-            taken: 0,
-            busy: false,
-            waits: 0,
-            session: Session::default(),
-            answers: Answers::default(),
-        }));
-        self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
-        self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
-        self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
-        self.turning.begin(client);
-        client.stream.write_bytes(&out).map_err(|_| gone())
-    }
-
-    /// A key that no logged-in client has.
-    fn new_cancel_key(&mut self) -> Result<[u8; 8], End> {
-        loop {
-            let Ok(random) = self.random.take() else { return Err(Disconnect::fatal("bouncer config error").into()) };
-            let key = CancelKey::generate(random, self.peer_id()).0;
-            if !self.shared.cancel_keys.lock().contains_key(&key) {
-                return Ok(key);
-            }
-        }
     }
 
     fn login_random(&mut self) -> Option<Random> {

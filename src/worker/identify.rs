@@ -11,10 +11,10 @@ use crate::admin::command::Rights;
 use crate::auth::MAX_USER_BYTES;
 use crate::auth::choice::Outside;
 use crate::auth::lookup::Row;
-use crate::config::{AuthType, CONSOLE_DATABASE, Database, effective};
+use crate::config::{AuthType, CONSOLE_DATABASE, Database};
 use crate::disconnect::Disconnect;
 use crate::id::DbId;
-use crate::shared::{Learned, PoolShared, UserSecret};
+use crate::shared::{Learned, UserSecret};
 use crate::wire::startup::StartupParams;
 use crate::worker::Worker;
 use crate::worker::client::{Access, Client, End, Phase, Source};
@@ -97,7 +97,7 @@ impl Worker {
         self.enter_database(client, entry, Identity { user, known, source: Source::Nowhere })
     }
 
-    fn entry(&mut self, client: &Client, name: &str) -> Option<Entry> {
+    pub(super) fn entry(&mut self, client: &Client, name: &str) -> Option<Entry> {
         let now = self.now;
         let (entry, registered) = self.pools(|broker| {
             let pools = &mut broker.pools;
@@ -161,26 +161,6 @@ impl Worker {
         }
         self.log_attempt(client, &user);
         self.authenticate(client, &user, known.as_deref())
-    }
-
-    /// Gives a client that has proved who it is its place in the pool of its entry and user.
-    pub(super) fn attach(&mut self, client: &mut Client, name: &str) -> Result<Arc<PoolShared>, End> {
-        let (user, now) = (client.user.clone().unwrap_or_default(), self.now);
-        let Some((db, database)) = self.entry(client, name) else {
-            self.pools(|broker| broker.pools.user_has_room(&user))?;
-            let shown = reported(name);
-            tracing::info!(conn = %client.prefix(), "login failed: db={shown} user={user}");
-            return Err(Disconnect::fatal(format!("no such database: {shown}")).into());
-        };
-        let (attached, pool) = self.pools(|broker| broker.attach(db, &user, false, now))?;
-        client.mode = effective::pool_mode(&self.live.config, &database, effective::pool_user(&database, &user));
-        client.user_id = Some(attached.user);
-        client.pool = Some(pool.clone());
-        // a panic from here on gives its place back
-        self.turning.begin(client);
-        #[cfg(debug_assertions)]
-        crate::worker::plant::once("attached");
-        Ok(pool)
     }
 
     fn log_attempt(&self, client: &Client, user: &str) {

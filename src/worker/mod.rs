@@ -6,6 +6,7 @@
 //! pools otherwise.
 
 pub mod accept;
+mod admit;
 mod answers;
 pub(crate) mod authenticate;
 mod cancel;

@@ -15,7 +15,7 @@ use crate::relay::downstream::Downstream;
 use crate::relay::link::{Ctx, align, is_impossible, settled};
 use crate::relay::outstanding::{Give, Request};
 use crate::relay::upstream::{Flow, Unlinked, Upstream, unlinked};
-use crate::shared::{Hold, LoginReply};
+use crate::shared::Hold;
 use crate::stats::histogram::Span;
 use crate::time::Micros;
 use crate::wire::encode;
@@ -468,36 +468,6 @@ impl Worker {
         self.tally.wait_time += self.now.since(client.wait_start).0;
         client.wait_start = Micros::ZERO;
         client.notified = false;
-    }
-
-    /// Sends the login reply: from here on the client is logged in.
-    pub(super) fn finish_login(&mut self, client: &mut Client, reply: &LoginReply) -> Result<(), End> {
-        // What the client did not ask for is what the pool's first server had: nothing of the client before stays visible.
-        client.side.vars = self.interner.intern(client.side.vars.or(&reply.tracked));
-        let mut out = Vec::with_capacity(512);
-        encode::authentication_ok(&mut out);
-        let names = &self.shared.names;
-        crate::relay::vars::login_parameters(&reply.untracked, &reply.tracked, &client.side.vars, names, &mut out);
-        encode::backend_key_data(&mut out, client.cancel_key);
-        let notice = &self.live.config.settings.login_notify_message;
-        if !notice.is_empty() {
-            encode::notice(&mut out, notice);
-        }
-        encode::ready_for_query(&mut out, b'I');
-        if client.replicating.is_some() {
-            client.mode = PoolMode::Session;
-        }
-        client.phase = Phase::Active;
-        self.shared.post(self.id).logins.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
-        if let Some(pool) = &client.pool {
-            let (id, now) = (pool.id, self.now);
-            pool.record(self.id, Span::ClientLogin, now.since(client.connect_time));
-            self.pools(|broker| broker.pools.client_ready(id, now));
-            client.counted_ready = true;
-        }
-        self.turning.begin(client);
-        client.stream.write_bytes(&out).map_err(|_| gone())
     }
 
     /// Keeps input for later.
