@@ -13,8 +13,8 @@ use crate::worker::client::{Client, End, Phase};
 /// Strangers may have one in so many of the connections; beyond that the one who came first yields to a new one.
 const SHARE: usize = 4;
 
-/// Who has not answered for so long yields all the same: users' drivers take no longer.
-const PATIENCE: Micros = Micros::from_secs(1);
+/// Who has not logged in for so long yields all the same: drivers take no longer, even from far away.
+const PATIENCE: Micros = Micros::from_secs(2);
 
 /// Why who comes when `max_client_conn` is reached is refused, and why a stranger yields.
 pub(super) fn full() -> End {
@@ -32,7 +32,7 @@ impl Worker {
     }
 
     /// Who has kept us waiting for a password for so long.
-    fn is_slow_to_log_in(&self, client: &Client) -> bool {
+    pub(super) fn is_slow_to_log_in(&self, client: &Client) -> bool {
         matches!(&client.phase, Phase::Login(login) if !login.busy) && self.now.since(client.connect_time) >= PATIENCE
     }
 

@@ -95,6 +95,12 @@ impl Worker {
             for client in linked {
                 self.turn(client);
             }
+            if patience == Patience::Short {
+                // our own successor is waiting, and with it everybody who is logged in
+                for slow in self.clients.refs_where(|client| self.is_slow_to_log_in(client)) {
+                    self.end(slow, Disconnect::fatal("suspend_timeout").into());
+                }
+            }
         }
         self.clients.refs_where(|client| !self.at_rest(client)).len()
     }

@@ -170,6 +170,16 @@ def test_what_our_successor_is_told(make_pooler, pg):
 
 
 @pytest.mark.ours
+def test_who_is_asked_for_a_password_holds_nobody_up(make_pooler):
+    pooler = make_pooler(ini={"auth_type": "md5", "suspend_timeout": 60})
+    with pooler.wire() as stranger, pooler.login() as wire:
+        stranger.startup("app", "p0")
+        assert stranger.recv().type == "R"
+        reboot(pooler)
+        stranger.expect_fatal("suspend_timeout")
+        assert wire.query("SELECT 1").value == "1"
+
+
 def test_pipelines_go_on(make_pooler):
     """Requests whose answers are still to come, in a batch with invented answers among them."""
     pooler = make_pooler(ini={"max_prepared_statements": 2})
