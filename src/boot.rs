@@ -194,8 +194,8 @@ fn serve(
     let names = Arc::new(TrackedNames::new(tokens(&config.settings.track_extra_parameters)));
     let (requests, request_queue) = mpsc::unbounded_channel();
     let (jobs, job_queue) = mpsc::unbounded_channel();
-    let mut own_key = [0; 32];
-    getrandom::fill(&mut own_key).map_err(|error| Fatal(format!("no random numbers: {error}")))?;
+    let mut salt_key = [0; 32];
+    getrandom::fill(&mut salt_key).map_err(|error| Fatal(format!("no random numbers: {error}")))?;
     let mut pools = Pools::new(config.clone(), Clock::now());
     pools.set_known_users(read.users.keys().cloned());
     let mut polls = Vec::new();
@@ -227,7 +227,7 @@ fn serve(
         listeners.only_tcp_address,
         sys::user::own_uid(),
     ));
-    let decoy = decoy(&config, &read.users, own_key);
+    let decoy = decoy(&config, &read.users, salt_key);
     let live = Arc::new(Live { config, users: Arc::new(read.users), decoy, hba: read.rules, tls: Arc::new(tls) });
     // clients that are taken over must not wait
     let patience = if predecessor.is_none() { Micros::from_secs(1) } else { ahead::BLINK };

@@ -406,7 +406,7 @@ pub struct Post {
     pub registry: Registry,
     /// Clients that live there.
     pub clients: AtomicUsize,
-    /// Those of them that are logging in.
+    /// Those of them that log in and have not shown who they are yet.
     pub logins: AtomicUsize,
     /// Those of them that are cancel requests for a peer: nobody here can tell whether their keys are made up.
     pub to_peers: AtomicUsize,
@@ -478,6 +478,8 @@ pub struct Shared {
     pub accepts_tcp: AtomicBool,
     /// Console connections.
     pub console_clients: AtomicUsize,
+    /// Configurations for which verifiers were made ahead of logins; the last one counts.
+    pub derivations: AtomicU64,
     next_socket: AtomicU64,
     pub requests: mpsc::UnboundedSender<Request>,
     pub jobs: mpsc::UnboundedSender<Job>,
@@ -520,6 +522,7 @@ impl Shared {
             clients: AtomicUsize::new(0),
             accepts_tcp: AtomicBool::new(true),
             console_clients: AtomicUsize::new(0),
+            derivations: AtomicU64::new(0),
             next_socket: AtomicU64::new(0),
             requests,
             jobs,

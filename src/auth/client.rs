@@ -198,10 +198,15 @@ impl ClientAuth {
     }
 
     /// Is the first message of the client still to come? What counts is what is in force then: [`Self::renew`]. Who is in the
-    /// middle of SCRAM goes on with what was.
+    /// middle of SCRAM goes on with what was, unless that is worth nothing any more: [`Self::forget_secret`].
     #[must_use]
     pub const fn is_fresh(&self) -> bool {
         matches!(self.state, State::Password(Challenge::Clear | Challenge::Md5(_)) | State::SaslFirst)
+    }
+
+    /// The user's secret has changed in the middle of SCRAM: who knows the one before is not let in.
+    pub fn forget_secret(&mut self) {
+        self.secret = Some(Secret::None);
     }
 
     /// The configuration may have changed since the login began, for users and for strangers. `secret` is none for those whose

@@ -7,7 +7,7 @@ use std::hash::Hash;
 
 use sha2::{Digest as _, Sha256};
 
-use super::scram::SALT_BYTES;
+use super::scram::{MAX_ITERATIONS, SALT_BYTES};
 use super::secret::Secret;
 
 /// What a SCRAM challenge shows of the secret behind it.
@@ -41,26 +41,21 @@ pub const KEY_BYTES: usize = 32;
 pub struct Decoy {
     /// The kind of secret that a stranger would have.
     pub kind: Kind,
-    /// Iterations of most SCRAM secrets, the work of checking a password in clear text; none if nobody has such a secret.
+    /// Iterations of most SCRAM secrets that are computed at all, the work of checking a password in clear text; none if nobody
+    /// has such a secret.
     pub clear_text: Option<u32>,
     /// What his challenge looks like.
     pub scram: Shape,
-    /// What salts are made with that nobody has chosen. It comes from one of the SCRAM secrets and lasts as long, for salts that
-    /// change with a restart, or differ between processes, tell as much.
+    /// What salts are made with that nobody has chosen. Random: from one that was made of users' secrets their passwords could be
+    /// guessed, for salts are told to everybody.
     pub key: [u8; KEY_BYTES],
 }
 
 impl Decoy {
-    /// Who has no password is nobody's example. `scram_iterations` are those of verifiers made from plain passwords. `known_key`
-    /// is the key so far; it stays while its secret does, or there is none.
+    /// Who has no password is nobody's example. `scram_iterations` are those of verifiers made from plain passwords.
     #[must_use]
-    pub fn of<'a>(
-        secrets: impl Iterator<Item = &'a Secret>,
-        scram_iterations: u32,
-        known_key: [u8; KEY_BYTES],
-    ) -> Self {
+    pub fn of<'a>(secrets: impl Iterator<Item = &'a Secret>, scram_iterations: u32, key: [u8; KEY_BYTES]) -> Self {
         let (mut shapes, mut plain, mut hashed) = (HashMap::<Shape, usize>::new(), 0, 0);
-        let mut keys = Vec::new();
         for secret in secrets {
             match secret {
                 Secret::None => {}
@@ -69,12 +64,11 @@ impl Decoy {
                 Secret::Scram(secret) => {
                     let shape = Shape { iterations: secret.iterations, salt_bytes: secret.salt.len() };
                     *shapes.entry(shape).or_default() += 1;
-                    keys.push(key_of(&secret.server_key));
                 }
             }
         }
         let mut work = HashMap::<u32, usize>::new();
-        for (shape, users) in &shapes {
+        for (shape, users) in shapes.iter().filter(|(shape, _)| shape.iterations <= MAX_ITERATIONS) {
             *work.entry(shape.iterations).or_default() += users;
         }
         let own = most_usual(&shapes);
@@ -91,8 +85,6 @@ impl Decoy {
             _ => derived,
         };
         let clear_text = most_usual(&work).map(|(iterations, _)| iterations);
-        let lasts = keys.is_empty() || keys.contains(&known_key);
-        let key = keys.into_iter().min().filter(|_| !lasts).unwrap_or(known_key);
         Self { kind, clear_text, scram, key }
     }
 }
@@ -101,10 +93,6 @@ impl fmt::Debug for Decoy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Decoy").field("kind", &self.kind).field("scram", &self.scram).finish_non_exhaustive()
     }
-}
-
-fn key_of(server_key: &[u8]) -> [u8; KEY_BYTES] {
-    Sha256::new().chain_update("salts of strangers").chain_update(server_key).finalize().into()
 }
 
 fn most_usual<T: Copy + Ord + Hash>(counts: &HashMap<T, usize>) -> Option<(T, usize)> {
@@ -124,16 +112,8 @@ pub fn salt(user: &str, key: &[u8], bytes: usize) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn keyed(digit: &str) -> Secret {
-        with_key(4096, LONG, digit)
-    }
-
     fn scram(iterations: u32, salt: &str) -> Secret {
-        with_key(iterations, salt, "A")
-    }
-
-    fn with_key(iterations: u32, salt: &str, digit: &str) -> Secret {
-        let key = digit.repeat(42) + "A";
+        let key = "A".repeat(43);
         let secret = Secret::classify(format!("SCRAM-SHA-256${iterations}:{salt}${key}=:{key}="));
         assert!(matches!(secret, Secret::Scram(_)));
         secret
@@ -179,20 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn the_key_lasts_as_long_as_a_secret() {
-        let key = |secrets: &[Secret]| Decoy::of(secrets.iter(), 4096, OWN).key;
-        assert_eq!(key(&[plain(), md5()]), OWN);
-        let (one, other) = (keyed("A"), keyed("B"));
-        let both = key(&[one.clone(), other.clone()]);
-        assert_eq!(both, key(&[other.clone(), plain(), one.clone()]), "whatever their order");
-        assert_ne!(both, OWN);
-        let (least, other) = if both == key(std::slice::from_ref(&one)) { (one, other) } else { (other, one) };
-        let so_far = key(std::slice::from_ref(&other));
-        assert_ne!(so_far, both);
-        let now = |secrets: &[Secret]| Decoy::of(secrets.iter(), 4096, so_far).key;
-        assert_eq!(now(&[least.clone(), other]), so_far, "somebody new changes nothing");
-        assert_eq!(now(&[least]), both);
-        assert_eq!(now(&[plain()]), so_far);
+    fn nobody_waits_for_work_that_is_never_done() {
+        let impossible = || scram(MAX_ITERATIONS + 1, LONG);
+        assert_eq!(of(&[impossible()]).1, None);
+        assert_eq!(of(&[impossible(), impossible(), scram(5000, LONG)]).1, Some(5000));
     }
 
     #[test]

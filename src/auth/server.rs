@@ -234,7 +234,8 @@ impl ServerAuth {
             Err(defect) => return Failure::step(defect, None),
         };
         match (&self.credentials.secret, &self.credentials.scram_keys) {
-            (Secret::Scram(_), Some(keys)) => {
+            // keys stay good for the pool whatever becomes of the record in auth_file
+            (Secret::Scram(_) | Secret::None, Some(keys)) => {
                 let keys = keys.clone();
                 self.prove(exchange, &keys, out)
             }

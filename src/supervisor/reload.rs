@@ -101,8 +101,8 @@ pub fn read_users(config: &Config, known: &Users) -> Users {
 }
 
 /// What somebody whom nobody knows is taken for.
-pub fn decoy(config: &Config, users: &Users, known_key: [u8; 32]) -> Decoy {
-    Decoy::of(users.values().map(|user| &user.secret), scram_iterations(config), known_key)
+pub fn decoy(config: &Config, users: &Users, key: [u8; 32]) -> Decoy {
+    Decoy::of(users.values().map(|user| &user.secret), scram_iterations(config), key)
 }
 
 /// Reads the access rules and the user name maps they refer to. None when the configuration has no use for them.

@@ -59,6 +59,7 @@ impl Worker {
         let (attached, pool) = self.pools(|broker| broker.attach(db, &user, false, now))?;
         client.mode = effective::pool_mode(&self.live.config, &database, effective::pool_user(&database, &user));
         client.user_id = Some(attached.user);
+        self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         client.pool = Some(pool.clone());
         // a panic from here on gives its place back
         self.turning.begin(client);
@@ -121,7 +122,6 @@ impl Worker {
             client.mode = PoolMode::Session;
         }
         client.phase = Phase::Active;
-        self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
         if let Some(pool) = &client.pool {
             let (id, now) = (pool.id, self.now);
@@ -136,6 +136,7 @@ impl Worker {
     fn open_console(&mut self, client: &mut Client, access: Access, received: Vec<u8>) -> Result<(), End> {
         let user = client.user.as_deref().unwrap_or_default();
         client.user_id = Some(self.pools(|broker| broker.pools.attach_console(user, access.limits_exempt))?);
+        self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         self.turning.begin(client);
         #[cfg(debug_assertions)]
         crate::worker::plant::once("at the console");
@@ -155,7 +156,6 @@ impl Worker {
             answers: Answers::default(),
         }));
         self.shared.console_clients.fetch_add(1, Ordering::Relaxed);
-        self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
         self.shared.cancel_keys.lock().insert(client.cancel_key, client.me);
         self.turning.begin(client);
         client.stream.write_bytes(&out).map_err(|_| gone())

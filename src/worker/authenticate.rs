@@ -179,12 +179,16 @@ impl Worker {
         login.received.spare_capacity_mut().zeroize();
         let Some(auth) = &mut login.auth else { return Ok(Next::Wait) };
         client.request_time = self.now;
+        let named = client.user.as_deref().and_then(|user| self.live.users.get(user));
+        let now = named.filter(|_| login.source == Source::AuthFile && login.user.is_some());
         if auth.is_fresh() {
-            let named = client.user.as_deref().and_then(|user| self.live.users.get(user));
-            let now = named.filter(|_| login.source == Source::AuthFile && login.user.is_some());
             let verifier = now.and_then(|now| now.verifier.lock().clone());
             auth.renew(now.map(|now| &now.secret), verifier, scram_iterations(&self.live.config), self.live.decoy);
             login.user = now.cloned().or(login.user.take());
+        } else if let (Some(now), Some(before)) = (now, &login.user)
+            && now.secret != before.secret
+        {
+            auth.forget_secret();
         }
         let mut out = Vec::new();
         let step = auth.receive(tag, &message[5..], &mut out);
@@ -212,7 +216,11 @@ impl Worker {
     fn auth_step(&mut self, client: &mut Client, step: Step, out: &[u8]) -> Result<(), End> {
         client.stream.write_bytes(out).map_err(|_| gone())?;
         match step {
-            Step::Wait => Ok(()),
+            Step::Wait => {
+                // from here on it keeps us waiting
+                client.request_time = self.now;
+                Ok(())
+            }
             Step::Derive(derivation) => {
                 if let Phase::Login(login) = &mut client.phase {
                     login.busy = true;

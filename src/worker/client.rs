@@ -68,7 +68,7 @@ pub struct Login {
     pub peer_map: Option<Arc<Map>>,
     pub user: Option<Arc<UserSecret>>,
     pub source: Source,
-    /// The database that it has named, if there is one and the user is known.
+    /// The database that it has named, if there is one and the user is known or being looked up.
     pub database: Option<Arc<str>>,
     /// Who judges the password, if we do not, and the password that is being judged.
     pub outside: Option<Outside>,
@@ -292,10 +292,10 @@ impl Client {
         }
     }
 
-    /// Neither logged in nor on the way of a cancel request.
+    /// Has not shown who it is yet, and is not on the way of a cancel request.
     #[must_use]
     pub const fn logging_in(&self) -> bool {
-        matches!(self.phase, Phase::Login(_) | Phase::Lookup(_) | Phase::WaitingLogin(_))
+        matches!(self.phase, Phase::Login(_) | Phase::Lookup(_)) && self.user_id.is_none()
     }
 
     /// Has not shown yet that it knows anything. One whose secret is being fetched may have made up its name, and how long that

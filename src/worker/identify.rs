@@ -125,8 +125,6 @@ impl Worker {
             if let Some(entry) = &entry
                 && let Some(auth_user) = self.pools(|broker| broker.pools.auth_user(Some(entry.0)))
             {
-                // whatever there is to be found out
-                self.pools(|broker| broker.pools.entry_has_room(entry.0))?;
                 return self.look_up(client, user, &auth_user, Some(entry));
             }
             tracing::info!(conn = %client.prefix(), "no such user: {user}");

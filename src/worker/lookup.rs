@@ -47,6 +47,10 @@ impl Worker {
         if let Phase::Login(login) = &mut client.phase {
             login.database = entry.map(|(_, database)| database.name.as_str().into());
         }
+        if let Some((db, _)) = entry {
+            // there need be nothing to find out
+            self.pools(|broker| broker.pools.entry_has_room(*db))?;
+        }
         let db = self.auth_database(client, entry)?;
         let now = self.now;
         let found = self.pools(|broker| {
@@ -238,12 +242,9 @@ impl Worker {
         client.phase = Phase::Login(login);
     }
 
-    /// The query has taken longer than query_timeout.
-    pub(super) fn lookup_timed_out(&mut self, who: ClientRef) {
-        if let Some(mut client) = self.clients.take(who) {
-            let end = self.lookup_failed(&mut client, "query timeout");
-            self.disconnect(client, end);
-        }
+    /// The server of a lookup has to go.
+    pub(super) fn end_lookup(&mut self, who: ClientRef, reason: &str) {
+        self.attend(who, |worker, client| Err(worker.lookup_failed(client, reason)));
     }
 
     /// Closes the server. How the client ends.

@@ -49,7 +49,7 @@ use crate::broker::{Broker, ServerAction, locked};
 use crate::clock::Clock;
 use crate::config::{Level, LogLine};
 use crate::disconnect::Disconnect;
-use crate::id::{ClientRef, PoolId, ServerId, WorkerId};
+use crate::id::{ClientRef, ServerId, WorkerId};
 use crate::log::EACH_TARGET;
 use crate::pool::Released;
 use crate::relay::out::Out;
@@ -296,7 +296,11 @@ impl Worker {
             Message::Launch { server, pool, kind } => self.launch(server, pool, kind),
             Message::Check { conn, query, .. } => self.start_test(conn, query),
             Message::Evict { server, reason } => self.evict(server, &reason),
-            Message::CloseClients { pool, why } => self.close_clients(pool, &why),
+            Message::CloseClients { pool, why } => {
+                for client in self.clients.refs_where(|client| client.pool.as_ref().is_some_and(|p| p.id == pool)) {
+                    self.end(client, End { why: why.clone(), server: ServerFate::Goes });
+                }
+            }
             Message::CloseClient { client, why } => self.end(client, End::from(why)),
             Message::CancelTarget { target, request } => self.cancel_target(target, request),
             Message::CancelQueued { request, pool } => self.cancel_queued(request, pool),
@@ -496,18 +500,6 @@ impl Worker {
                 Level::Log => tracing::info!(conn = %conn, "{text}"),
                 Level::Debug => tracing::debug!(conn = %conn, "{text}"),
             }
-        }
-    }
-
-    /// Ends the clients of a pool. Who is only being looked up there learns as little as ever.
-    fn close_clients(&mut self, pool: PoolId, why: &Disconnect) {
-        let is_looked_up = |client: &Client| matches!(client.phase, Phase::Lookup(_));
-        let of_pool = |client: &Client| client.pool.as_ref().is_some_and(|p| p.id == pool);
-        for client in self.clients.refs_where(|client| of_pool(client) && is_looked_up(client)) {
-            self.end(client, End { why: Disconnect::fatal("bouncer config error"), server: ServerFate::Goes });
-        }
-        for client in self.clients.refs_where(of_pool) {
-            self.end(client, End { why: why.clone(), server: ServerFate::Goes });
         }
     }
 

@@ -13,7 +13,7 @@ use crate::shared::Hold;
 use crate::wire::scan::Item;
 use crate::wire::tag::backend as be;
 use crate::worker::Worker;
-use crate::worker::client::{End, ServerFate};
+use crate::worker::client::{End, Phase, ServerFate};
 use crate::worker::relay::context;
 use crate::worker::server::Server;
 use crate::worker::table::Place;
@@ -241,6 +241,9 @@ impl Worker {
             Place::Elsewhere => {}
             Place::Linked(client) => {
                 self.places.set(server, Place::Linked(client));
+                if self.clients.get_mut(client).is_some_and(|client| matches!(client.phase, Phase::Lookup(_))) {
+                    return self.end_lookup(client, reason);
+                }
                 let why = Disconnect::fatal(reason.to_owned());
                 self.end(client, End { why, server: ServerFate::Goes });
             }

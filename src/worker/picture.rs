@@ -133,7 +133,11 @@ impl Worker {
         let home = match (&client.phase, &client.pool) {
             (Phase::Cancel(canceling), _) => canceling.pool.as_deref().map_or(Home::None, home_of),
             (Phase::Console(_), _) => Home::Pool { database: CONSOLE_DATABASE.into(), user: CONSOLE_DATABASE.into() },
-            (Phase::Login(_), _) | (_, None) => Home::None,
+            (Phase::Login(login), _) => login
+                .database
+                .clone()
+                .map_or(Home::None, |database| Home::Pool { database, user: client.user.clone().unwrap_or_default() }),
+            (_, None) => Home::None,
             (_, Some(pool)) => home_of(pool),
         };
         let state = match &client.phase {

@@ -31,9 +31,9 @@ impl Worker {
         usize::try_from(self.live.config.settings.max_client_conn).unwrap_or(0)
     }
 
-    /// Who has kept us waiting for a password for so long.
+    /// Who has kept us waiting for what comes next in a login for so long.
     pub(super) fn is_slow_to_log_in(&self, client: &Client) -> bool {
-        matches!(&client.phase, Phase::Login(login) if !login.busy) && self.now.since(client.connect_time) >= PATIENCE
+        matches!(&client.phase, Phase::Login(login) if !login.busy) && self.now.since(client.request_time) >= PATIENCE
     }
 
     /// Lets a stranger yield to `newcomer` if that was one too many and they have more than their share, or one of them is in no

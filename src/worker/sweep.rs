@@ -54,7 +54,7 @@ impl Worker {
             match verdict {
                 Verdict::End(end) => self.end(client, end),
                 Verdict::Notify => self.notify(client),
-                Verdict::LookupTimedOut => self.lookup_timed_out(client),
+                Verdict::LookupTimedOut => self.end_lookup(client, "query timeout"),
             }
         }
     }

@@ -1,11 +1,14 @@
 """What changes while somebody logs in: it counts for those who have a password, and tells nothing to those who have none."""
 
+import contextlib
 import re
 
 import pytest
 
-from support.secrets import md5_secret, scram_secret
-from support.wire import ServerError, cstr, message
+from support.gate import Gate
+from support.secrets import scram_secret
+from support.system import until
+from support.wire import ServerError, cstr, message, scram_proof
 from test_auth import sasl_initial, shown
 
 pytestmark = pytest.mark.ours
@@ -132,18 +135,38 @@ def test_an_old_password_does_not_come_back(make_pooler, who):
             pooler.login("app", database, password="old")
 
 
-@METHODS
-@pytest.mark.parametrize("kind", ["md5", "scram"])
-def test_another_process_shows_the_same(make_pooler, auth_type, kind):
-    """After a restart, say, or one beside the other on one port."""
-    secrets = users(lambda user: md5_secret(user, "x") if kind == "md5" else scram_secret("x"))
-    first, second = (make_pooler(ini={"auth_type": auth_type}, userlist=secrets) for _ in range(2))
-    seen = [{user: shown(pooler, user) for user in KNOWN + UNKNOWN} for pooler in (first, second)]
-    if (auth_type, kind) == ("scram-sha-256", "md5"):
-        # nobody has a salt of his own
-        assert all(seen[0][user] != seen[1][user] for user in KNOWN + UNKNOWN)
-    else:
-        assert seen[0] == seen[1]
+@pytest.mark.parametrize("before", ["plain", "scram"])
+@pytest.mark.parametrize("after", ["another", "none", "the same"])
+def test_scram_with_a_password_that_is_changed_in_its_middle(make_pooler, before, after):
+    secret = "old" if before == "plain" else scram_secret("old")
+    pooler = make_pooler(start=False, ini={"auth_type": "scram-sha-256"}, userlist={"app": secret, **ADMIN})
+    pooler.databases = {"p0": pooler.backend(user="trustuser")}
+    pooler.write()
+    pooler.start()
+    with pooler.wire() as wire:
+        wire.startup("app", "p0")
+        wire.recv()
+        first = "n,,n=,r=nonce"
+        wire.send(sasl_initial("SCRAM-SHA-256", first.encode()))
+        challenge = wire.recv().body[4:].decode()
+        if after == "none":
+            del pooler.userlist["app"]
+        change(pooler, **({"app": "new"} if after == "another" else {"more": "x"}))
+        final, _ = scram_proof("old", "nonce", first[3:], challenge)
+        wire.send(message("p", final.encode()))
+        if after == "the same":
+            assert wire.recv().body[:4] == b"\0\0\0\x0c"
+        else:
+            wire.expect_fatal("SASL authentication failed")
+
+
+def test_one_odd_secret_does_not_make_work(make_pooler):
+    """Nobody can log in with it, and no wrong password costs as much as it would."""
+    odd = scram_secret("x").replace("$4096:", "$400000000:")
+    pooler = make_pooler(ini={"auth_type": "plain"}, userlist={"app": odd, **ADMIN})
+    for user in ("app", "nosuch"):
+        with pytest.raises(ServerError, match="password authentication failed"):
+            pooler.login(user, password="guess", timeout=5)
 
 
 def test_a_full_database_does_not_ask_auth_query(make_pooler):
@@ -152,3 +175,53 @@ def test_a_full_database_does_not_ask_auth_query(make_pooler):
         for user in ("app2", "nosuch"):
             with pytest.raises(ServerError, match=re.escape("client connections exceeded (max_db_client_connections)")):
                 pooler.login(user, password="x")
+
+
+@pytest.mark.parametrize("how", ["KILL", "reload"])
+def test_a_lookup_whose_server_has_to_go(make_pooler, how):
+    query = "SELECT $1::text, pg_sleep(30)::text"
+    pooler = make_pooler(ini={"auth_type": "md5", "auth_user": "admin", "auth_query": query}, userlist=ADMIN)
+    with pooler.wire() as wire, pooler.console() as console:
+        wire.startup("fetched", "p0")
+        until(lambda: pooler.pool(user="admin")["sv_active"] == 1)
+        if how == "KILL":
+            console.query("KILL p0")
+        else:
+            del pooler.databases["p0"]
+            pooler.write()
+            pooler.reload()
+        wire.expect_fatal("bouncer config error")
+    pooler.wait_log(re.compile(r"S-0x\S+: p0/admin@\S+ closing because: database removed"))
+
+
+def test_clients_that_wait_for_a_server_are_no_strangers(make_pooler, pg):
+    with Gate(pg.port) as gate:
+        gate.shut = True
+        pooler = make_pooler(start=False, ini={"auth_type": "plain", "max_client_conn": 12, "worker_threads": 2})
+        pooler.databases = {"p0": pooler.backend(port=gate.port)}
+        pooler.write()
+        pooler.start()
+        with contextlib.ExitStack() as stack:
+            waiting = [stack.enter_context(pooler.wire()) for _ in range(11)]
+            for wire in waiting:
+                wire.startup("app", "p0")
+                assert wire.recv().type == "R"
+                wire.send(message("p", cstr("app-secret")))
+            with pooler.console() as console:
+                until(lambda: console.query("SHOW POOLS").dicts[0]["cl_waiting"] == "11")
+                lists = {row["list"]: row["items"] for row in console.query("SHOW LISTS").dicts}
+                assert lists["login_clients"] == "0"
+            stranger = stack.enter_context(pooler.wire())
+            stranger.startup("app", "p0")
+            assert stranger.recv().type == "R"
+
+            def let_in():
+                with pooler.wire() as wire:
+                    wire.startup("app", "p0")
+                    return wire.recv().type == "R"
+
+            assert not let_in(), "the stranger has just come"
+            until(let_in)
+            stranger.expect_fatal("no more connections allowed (max_client_conn)")
+            assert all(wire.recv_or_none(0.01) is None for wire in waiting)
+        pooler.stop()
