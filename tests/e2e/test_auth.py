@@ -99,7 +99,7 @@ def test_md5_secret_serves_an_md5_server(make_pooler):
 def test_scram_secret_is_passed_through(make_pooler, pg):
     """Client and server share one verifier; the keys of the client's login open the server."""
     (secret,), = pg.sql("SELECT rolpassword FROM pg_authid WHERE rolname = 'app'")
-    pooler = make_pooler(ini={"auth_type": "scram-sha-256"}, userlist={"app": secret})
+    pooler = make_pooler(ini={"auth_type": "scram-sha-256"}, userlist={"app": secret, "admin": "SecurePass2024!"})
     with pooler.login("app", password="app-secret") as wire:
         assert wire.query("SELECT current_user").value == "app"
         pooler_pid = wire.query("SELECT pg_backend_pid()").value
@@ -107,6 +107,12 @@ def test_scram_secret_is_passed_through(make_pooler, pg):
         until(lambda: int(pooler_pid) not in pg.backends("p0"))
         with pooler.login("app", password="app-secret") as later:
             assert later.query("SELECT 1").value == "1"
+        # for as long as the process runs, whatever becomes of the record
+        del pooler.userlist["app"]
+        pooler.write()
+        pooler.reload()
+        pooler.admin("RECONNECT")
+        assert wire.query("SELECT 2").value == "2"
 
 
 @pytest.mark.since("1.20")
