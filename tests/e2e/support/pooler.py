@@ -244,3 +244,6 @@ class Pooler:
         except (ConnectionRefusedError, ConnectionResetError):
             # the latter at the very moment when the listener goes
             return True
+        except TimeoutError:
+            # a listener that leaves its port to others begins nothing any more before it goes
+            return False
