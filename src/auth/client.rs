@@ -209,11 +209,13 @@ impl ClientAuth {
         self.secret = Some(Secret::None);
     }
 
-    /// The configuration may have changed since the login began, for users and for strangers. `secret` is none for those whose
-    /// secret is not from there.
+    /// The configuration may have changed since the login began, for users and for strangers. `secret` is none where it has not
+    /// or is not from there; a `verifier` may have been made meanwhile.
     pub fn renew(&mut self, secret: Option<&Secret>, verifier: Option<Arc<Verifier>>, iterations: u32, decoy: Decoy) {
         if let Some(secret) = secret {
             (self.secret, self.verifier) = (Some(secret.clone()), verifier);
+        } else if verifier.is_some() {
+            self.verifier = verifier;
         }
         (self.iterations, self.decoy) = (iterations.clamp(1, MAX_ITERATIONS), decoy);
     }

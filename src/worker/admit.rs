@@ -1,7 +1,7 @@
 //! A client that has proved who it is: its place in a pool or at the console, and the login reply.
 //!
 //! ```text
-//! authenticated -> attach -> may_enter -> [WaitingLogin ->] finish_login
+//! authenticated -> attach -> await_reply -> [WaitingLogin ->] finish_login
 //!               -> open_console
 //! ```
 
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::admin::extended::Session;
+use crate::broker::ServerPools;
 use crate::config::{PoolMode, effective};
 use crate::disconnect::Disconnect;
 use crate::id::DbId;
@@ -20,7 +21,7 @@ use crate::wire::encode;
 use crate::worker::Worker;
 use crate::worker::answers::Answers;
 use crate::worker::client::{Access, Client, Console, End, Phase, Source};
-use crate::worker::login::{gone, reported};
+use crate::worker::login::{gone, log_registered, reported};
 use crate::worker::peer::PeerAddr;
 
 impl Worker {
@@ -36,27 +37,34 @@ impl Worker {
             return self.open_console(client, access, received);
         }
         let name = params.map(|params| params.database).unwrap_or_default();
-        let (db, pool) = self.attach(client, &name)?;
+        let pool = self.attach(client, &name)?;
         if !pool.forced {
             pool.logins.lock().learn(fetched.as_deref(), learned);
         }
-        self.may_enter(client, db, &name)?;
         if !received.is_empty() {
             client.input = Some(Box::new(received));
         }
         self.await_reply(client, &pool)
     }
 
-    /// Counts the client on its entry and user, and gives it its place in their pool.
-    fn attach(&mut self, client: &mut Client, name: &str) -> Result<(DbId, Arc<PoolShared>), End> {
+    /// Counts the client on its entry and user, and gives it its place in their pool, unless there is something against it that
+    /// is told at the end of a login only.
+    fn attach(&mut self, client: &mut Client, name: &str) -> Result<Arc<PoolShared>, End> {
         let (user, now) = (client.user.clone().unwrap_or_default(), self.now);
-        let Some((db, database)) = self.entry(client, name) else {
-            self.pools(|broker| broker.pools.user_has_room(&user))?;
-            let shown = reported(name);
-            tracing::info!(conn = %client.prefix(), "login failed: db={shown} user={user}");
-            return Err(Disconnect::fatal(format!("no such database: {shown}")).into());
-        };
-        let (attached, pool) = self.pools(|broker| broker.attach(db, &user, false, now))?;
+        let over_tcp = matches!(client.peer, PeerAddr::Tcp(_));
+        let (place, registered) = self.pools(|broker| {
+            let found = broker.pools.find_database(name, now);
+            let registered = broker.pools.take_registered();
+            let entry = found.and_then(|db| Some((db, broker.pools.database(db)?)));
+            let place = entry.map(|(db, database)| {
+                let (attached, pool) = broker.attach(db, &user, false, now)?;
+                Ok::<_, Disconnect>((attached, pool, database, barred(&broker.pools, db, name, over_tcp)))
+            });
+            (place, registered)
+        });
+        log_registered(|| client.prefix(), registered);
+        let Some(place) = place else { return Err(self.no_such_database(client, name)) };
+        let (attached, pool, database, barred) = place?;
         client.mode = effective::pool_mode(&self.live.config, &database, effective::pool_user(&database, &user));
         client.user_id = Some(attached.user);
         self.shared.post(self.id).logins.fetch_sub(1, Ordering::Relaxed);
@@ -65,22 +73,17 @@ impl Worker {
         self.turning.begin(client);
         #[cfg(debug_assertions)]
         crate::worker::plant::once("attached");
-        Ok((db, pool))
+        barred.map_or(Ok(pool), |why| Err(why.into()))
     }
 
-    /// What is told at the end of a login only.
-    fn may_enter(&mut self, client: &Client, db: DbId, name: &str) -> Result<(), Disconnect> {
-        let (disabled, shutdown) = self.pools(|broker| (broker.pools.disabled(db), broker.pools.shutdown_mode()));
-        if disabled {
-            return Err(Disconnect::fatal(format!("database \"{name}\" is disabled")));
+    fn no_such_database(&mut self, client: &Client, name: &str) -> End {
+        let user = client.user.as_deref().unwrap_or_default();
+        if let Err(full) = self.pools(|broker| broker.pools.user_has_room(user)) {
+            return full.into();
         }
-        // who comes over TCP was connected before the listeners were closed: one of the clients that are waited for
-        let let_in = match shutdown {
-            ShutdownMode::None => true,
-            ShutdownMode::WaitForClients => matches!(client.peer, PeerAddr::Tcp(_)),
-            ShutdownMode::WaitForServers => false,
-        };
-        if let_in { Ok(()) } else { Err(Disconnect::fatal("pooler is shutting down")) }
+        let shown = reported(name);
+        tracing::info!(conn = %client.prefix(), "login failed: db={shown} user={user}");
+        Disconnect::fatal(format!("no such database: {shown}")).into()
     }
 
     /// The client is told what the pool's first server has said: at once, or when there is one.
@@ -171,4 +174,18 @@ impl Worker {
             }
         }
     }
+}
+
+/// Why nobody may come in.
+fn barred(pools: &ServerPools, db: DbId, name: &str, over_tcp: bool) -> Option<Disconnect> {
+    if pools.disabled(db) {
+        return Some(Disconnect::fatal(format!("database \"{name}\" is disabled")));
+    }
+    // who comes over TCP was connected before the listeners were closed: one of the clients that are waited for
+    let let_in = match pools.shutdown_mode() {
+        ShutdownMode::None => true,
+        ShutdownMode::WaitForClients => over_tcp,
+        ShutdownMode::WaitForServers => false,
+    };
+    (!let_in).then(|| Disconnect::fatal("pooler is shutting down"))
 }

@@ -183,8 +183,10 @@ impl Worker {
         let now = named.filter(|_| login.source == Source::AuthFile && login.user.is_some());
         if auth.is_fresh() {
             let verifier = now.and_then(|now| now.verifier.lock().clone());
-            auth.renew(now.map(|now| &now.secret), verifier, scram_iterations(&self.live.config), self.live.decoy);
-            login.user = now.cloned().or(login.user.take());
+            let changed = now.filter(|now| login.user.as_ref().is_none_or(|before| !Arc::ptr_eq(now, before)));
+            let secret = changed.map(|changed| &changed.secret);
+            auth.renew(secret, verifier, scram_iterations(&self.live.config), self.live.decoy);
+            login.user = changed.cloned().or(login.user.take());
         } else if let (Some(now), Some(before)) = (now, &login.user)
             && now.secret != before.secret
         {

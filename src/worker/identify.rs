@@ -11,7 +11,7 @@ use crate::admin::command::Rights;
 use crate::auth::MAX_USER_BYTES;
 use crate::auth::choice::Outside;
 use crate::auth::lookup::Row;
-use crate::config::{AuthType, CONSOLE_DATABASE, Database};
+use crate::config::{AuthType, CONSOLE_DATABASE, Database, effective};
 use crate::disconnect::Disconnect;
 use crate::id::DbId;
 use crate::shared::{Learned, UserSecret};
@@ -97,7 +97,7 @@ impl Worker {
         self.enter_database(client, entry, Identity { user, known, source: Source::Nowhere })
     }
 
-    pub(super) fn entry(&mut self, client: &Client, name: &str) -> Option<Entry> {
+    fn entry(&mut self, client: &Client, name: &str) -> Option<Entry> {
         let now = self.now;
         let (entry, registered) = self.pools(|broker| {
             let pools = &mut broker.pools;
@@ -155,10 +155,18 @@ impl Worker {
             if known.is_some() || self.live.config.settings.auth_type == AuthType::Any {
                 login.database = Some(database.name.as_str().into());
             }
-            self.pools(|broker| broker.pools.entry_has_room(*db))?;
+            self.refuse_if_full(*db, database)?;
         }
         self.log_attempt(client, &user);
         self.authenticate(client, &user, known.as_deref())
+    }
+
+    /// Before a password, for it tells nothing about users.
+    pub(super) fn refuse_if_full(&mut self, db: DbId, database: &Database) -> Result<(), Disconnect> {
+        if effective::max_db_client_connections(&self.live.config, database) <= 0 {
+            return Ok(());
+        }
+        self.pools(|broker| broker.pools.entry_has_room(db))
     }
 
     fn log_attempt(&self, client: &Client, user: &str) {

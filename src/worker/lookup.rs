@@ -47,9 +47,8 @@ impl Worker {
         if let Phase::Login(login) = &mut client.phase {
             login.database = entry.map(|(_, database)| database.name.as_str().into());
         }
-        if let Some((db, _)) = entry {
-            // there need be nothing to find out
-            self.pools(|broker| broker.pools.entry_has_room(*db))?;
+        if let Some((db, database)) = entry {
+            self.refuse_if_full(*db, database)?;
         }
         let db = self.auth_database(client, entry)?;
         let now = self.now;
