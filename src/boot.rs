@@ -23,7 +23,7 @@ use crate::relay::vars::TrackedNames;
 use crate::shared::{Live, Post, Shared};
 use crate::supervisor::ahead;
 use crate::supervisor::reload::{FilesRead, Users, build_tls, decoy, load, read_rules, read_users, verbosity};
-use crate::supervisor::{Signals, Supervisor};
+use crate::supervisor::{Signals, Supervisor, client_turns};
 use crate::sys;
 use crate::sys::pidfile::{self, Pidfile};
 use crate::takeover::{self, Takeover};
@@ -209,7 +209,7 @@ fn serve(
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(usize::from(workers).max(2))
+        .max_blocking_threads(client_turns(usize::from(workers)) + 1)
         .thread_name("helper")
         // a storm of logins must not take the processor from those who are logged in
         .on_thread_start(sys::priority::stand_back)

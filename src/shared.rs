@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use mio::{Registry, Waker};
 use parking_lot::Mutex;
@@ -392,10 +392,28 @@ pub enum Request {
 
 /// Slow login work, off the event loops.
 pub enum Job {
-    Client { client: ClientRef, derivation: Derivation },
-    SystemUser { client: ClientRef, uid: u32 },
-    Password { client: ClientRef, outside: Outside, user: String, password: Zeroizing<Vec<u8>>, from: String },
-    Server { server: ServerId, worker: WorkerId, derivation: Derivation },
+    /// `wanted` as long as the client is there.
+    Client {
+        client: ClientRef,
+        derivation: Derivation,
+        wanted: Weak<()>,
+    },
+    SystemUser {
+        client: ClientRef,
+        uid: u32,
+    },
+    Password {
+        client: ClientRef,
+        outside: Outside,
+        user: String,
+        password: Zeroizing<Vec<u8>>,
+        from: String,
+    },
+    Server {
+        server: ServerId,
+        worker: WorkerId,
+        derivation: Derivation,
+    },
 }
 
 /// One worker as the others see it.

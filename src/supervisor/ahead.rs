@@ -42,8 +42,12 @@ pub fn make(live: &Live, patience: Micros, threads: usize) {
     });
 }
 
-/// Makes all that are left, while others go on. What was still to be made for a configuration before is given up.
-pub fn make_in_background(shared: &Arc<Shared>, live: &Arc<Live>) {
+/// Makes all that are left, while others go on. What was still to be made for the configuration before is given up, unless it is
+/// the same.
+pub fn make_in_background(shared: &Arc<Shared>, live: &Arc<Live>, before: Option<&Live>) {
+    if before.is_some_and(|before| wants_the_same(before, live)) {
+        return;
+    }
     let mine = shared.derivations.fetch_add(1, Ordering::Relaxed) + 1;
     if lacking(live).is_empty() {
         return;
@@ -62,6 +66,11 @@ pub fn make_in_background(shared: &Arc<Shared>, live: &Arc<Live>) {
     if let Err(error) = std::thread::Builder::new().name("verifiers".to_owned()).spawn(work) {
         tracing::warn!("no thread for verifiers, logins will make them: {}", error_text(&error));
     }
+}
+
+fn wants_the_same(before: &Live, now: &Live) -> bool {
+    let settings = |live: &Live| (live.config.settings.auth_type, scram_iterations(&live.config));
+    Arc::ptr_eq(&before.users, &now.users) && settings(before) == settings(now)
 }
 
 /// Users whose next login by SCRAM would have to wait for a derivation.

@@ -22,9 +22,21 @@ impl Supervisor {
         }
         let Some((worker, what, instead)) = in_vain(&job) else { return };
         let shared = self.shared.clone();
-        tokio::task::spawn_blocking(move || {
+        let work = move |job| {
             let result = shared.guard.run(what, || done(job)).flatten();
             shared.post(worker).send(result.unwrap_or(instead));
+        };
+        let Job::Client { wanted, .. } = &job else {
+            tokio::task::spawn_blocking(|| work(job));
+            return;
+        };
+        // servers must not wait for a crowd of strangers with wrong passwords, nor anybody for those of them who have gone
+        let (wanted, turns) = (wanted.clone(), self.client_turns.clone());
+        tokio::spawn(async move {
+            let _turn = turns.acquire_owned().await;
+            if wanted.strong_count() > 0 {
+                let _ = tokio::task::spawn_blocking(|| work(job)).await;
+            }
         });
     }
 }
@@ -53,7 +65,7 @@ fn done(job: Job) -> Option<Message> {
     #[cfg(debug_assertions)]
     crate::worker::plant::once("job");
     Some(match job {
-        Job::Client { client, derivation } => Message::ClientDerived { client, keys: Box::new(derivation.run()) },
+        Job::Client { client, derivation, .. } => Message::ClientDerived { client, keys: Box::new(derivation.run()) },
         Job::SystemUser { client, uid } => Message::SystemUser { client, name: crate::sys::user::name_of(uid) },
         Job::Server { server, derivation, .. } => {
             let keys = Box::new(derivation.run());

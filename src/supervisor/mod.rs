@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admin::advice::Watch;
@@ -122,16 +122,25 @@ pub struct Supervisor {
     admitted: Admitted,
     pam: PamThread,
     directory_turns: Turns,
+    /// The turns of clients whose logins need a derivation.
+    client_turns: Arc<Semaphore>,
     actions: Vec<ServerAction>,
     /// Since the last tick a console got an answer that it must have before the process ends.
     answered: bool,
     exit: Option<Exit>,
 }
 
+/// How many derivations are made for clients at a time.
+#[must_use]
+pub fn client_turns(workers: usize) -> usize {
+    workers.max(2)
+}
+
 impl Supervisor {
     #[must_use]
     pub fn new(shared: Arc<Shared>, live: Arc<Live>, listeners: Listeners) -> Self {
         let resolver = Resolver::new(&live.config.settings.resolv_conf, Clock::now());
+        let workers = shared.posts.len();
         Self {
             shared,
             live,
@@ -145,6 +154,7 @@ impl Supervisor {
             admitted: Admitted::default(),
             pam: PamThread::default(),
             directory_turns: Turns::default(),
+            client_turns: Arc::new(Semaphore::new(client_turns(workers))),
             actions: Vec::new(),
             answered: false,
             exit: None,
@@ -158,7 +168,7 @@ impl Supervisor {
         mut jobs: mpsc::UnboundedReceiver<Job>,
         mut signals: Signals,
     ) -> Ended {
-        ahead::make_in_background(&self.shared, &self.live);
+        ahead::make_in_background(&self.shared, &self.live, None);
         self.live.tls.prepare();
         self.serve_metrics();
         let mut tick = interval(TICK);

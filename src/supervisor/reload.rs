@@ -192,9 +192,10 @@ impl Supervisor {
         let servers_outdated = tls.as_ref().is_some_and(|new| new.outdates_servers_of(&self.live.tls));
         let tls = tls.unwrap_or_else(|| self.live.tls.clone());
         let decoy = decoy(&config, &users, self.live.decoy.key);
-        self.live = Arc::new(Live { config: config.clone(), users: users.clone(), decoy, hba, tls });
+        let live = Arc::new(Live { config: config.clone(), users: users.clone(), decoy, hba, tls });
+        let before = std::mem::replace(&mut self.live, live);
         ahead::make(&self.live, ahead::BLINK, 1);
-        ahead::make_in_background(&self.shared, &self.live);
+        ahead::make_in_background(&self.shared, &self.live, Some(&before));
         self.live.tls.prepare();
         log::set_verbose(verbosity(&config));
         let settings = &config.settings;

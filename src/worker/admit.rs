@@ -37,8 +37,8 @@ impl Worker {
             return self.open_console(client, access, received);
         }
         let name = params.map(|params| params.database).unwrap_or_default();
-        let pool = self.attach(client, &name)?;
-        if !pool.forced {
+        let (pool, forced) = self.attach(client, &name)?;
+        if !forced {
             pool.logins.lock().learn(fetched.as_deref(), learned);
         }
         if !received.is_empty() {
@@ -48,8 +48,8 @@ impl Worker {
     }
 
     /// Counts the client on its entry and user, and gives it its place in their pool, unless there is something against it that
-    /// is told at the end of a login only.
-    fn attach(&mut self, client: &mut Client, name: &str) -> Result<Arc<PoolShared>, End> {
+    /// is told at the end of a login only. Whether the entry forces its user comes with the pool.
+    fn attach(&mut self, client: &mut Client, name: &str) -> Result<(Arc<PoolShared>, bool), End> {
         let (user, now) = (client.user.clone().unwrap_or_default(), self.now);
         let over_tcp = matches!(client.peer, PeerAddr::Tcp(_));
         let (place, registered) = self.pools(|broker| {
@@ -73,7 +73,9 @@ impl Worker {
         self.turning.begin(client);
         #[cfg(debug_assertions)]
         crate::worker::plant::once("attached");
-        barred.map_or(Ok(pool), |why| Err(why.into()))
+        // as the entry says now: the pool may be older
+        let forced = database.user.is_some();
+        barred.map_or(Ok((pool, forced)), |why| Err(why.into()))
     }
 
     fn no_such_database(&mut self, client: &Client, name: &str) -> End {

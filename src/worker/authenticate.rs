@@ -187,9 +187,7 @@ impl Worker {
             let secret = changed.map(|changed| &changed.secret);
             auth.renew(secret, verifier, scram_iterations(&self.live.config), self.live.decoy);
             login.user = changed.cloned().or(login.user.take());
-        } else if let (Some(now), Some(before)) = (now, &login.user)
-            && now.secret != before.secret
-        {
+        } else if has_changed(login.user.as_deref(), now) {
             auth.forget_secret();
         }
         let mut out = Vec::new();
@@ -202,7 +200,11 @@ impl Worker {
     pub(super) fn client_derived(&mut self, who: ClientRef, keys: &SaltedKeys) {
         self.resume(who, |worker, client| {
             let Phase::Login(login) = &mut client.phase else { return Ok(()) };
+            let now = client.user.as_deref().and_then(|user| worker.live.users.get(user));
             let Some(auth) = &mut login.auth else { return Ok(()) };
+            if login.source == Source::AuthFile && has_changed(login.user.as_deref(), now) {
+                auth.forget_secret();
+            }
             let mut out = Vec::new();
             let step = auth.derived(keys, &mut out);
             let made = auth.take_made();
@@ -224,10 +226,12 @@ impl Worker {
                 Ok(())
             }
             Step::Derive(derivation) => {
+                let wanted = Arc::new(());
+                let job = Job::Client { client: client.me, derivation, wanted: Arc::downgrade(&wanted) };
                 if let Phase::Login(login) = &mut client.phase {
-                    login.busy = true;
+                    (login.busy, login.wanted) = (true, Some(wanted));
                 }
-                let _ = self.shared.jobs.send(Job::Client { client: client.me, derivation });
+                let _ = self.shared.jobs.send(job);
                 Ok(())
             }
             Step::Success(proof) => {
@@ -278,4 +282,9 @@ impl Worker {
 /// The iterations of verifiers made from plain passwords.
 pub(crate) fn scram_iterations(config: &Config) -> u32 {
     u32::try_from(config.settings.scram_iterations).unwrap_or(4096).clamp(1, MAX_ITERATIONS)
+}
+
+/// Is another secret in force by now than the one that a login began with?
+fn has_changed(before: Option<&UserSecret>, now: Option<&Arc<UserSecret>>) -> bool {
+    matches!((before, now), (Some(before), Some(now)) if before.secret != now.secret)
 }

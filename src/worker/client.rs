@@ -64,6 +64,8 @@ pub struct Login {
     pub auth: Option<ClientAuth>,
     /// Somebody else works for this login; nothing is read meanwhile.
     pub busy: bool,
+    /// Who works for it looks whether this is still there.
+    pub wanted: Option<Arc<()>>,
     /// The map for the operating system's name of the client's user, which has been asked for.
     pub peer_map: Option<Arc<Map>>,
     pub user: Option<Arc<UserSecret>>,

@@ -51,7 +51,11 @@ impl Worker {
                 continue;
             }
             let Phase::Login(login) = &mut client.phase else { return self.logged_in(client) };
-            if login.busy || !client.stream.readable() {
+            if login.busy {
+                // work for somebody who has gone need not be done
+                return Self::still_there(client);
+            }
+            if !client.stream.readable() {
                 return Ok(());
             }
             match client.stream.read(&mut self.scratch.input) {

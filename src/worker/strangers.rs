@@ -32,8 +32,13 @@ impl Worker {
     }
 
     /// Who has kept us waiting for what comes next in a login for so long.
-    pub(super) fn is_slow_to_log_in(&self, client: &Client) -> bool {
+    fn is_slow_to_log_in(&self, client: &Client) -> bool {
         matches!(&client.phase, Phase::Login(login) if !login.busy) && self.now.since(client.request_time) >= PATIENCE
+    }
+
+    /// Who has been about it for so long, whoever was waiting for whom.
+    pub(super) fn is_long_logging_in(&self, client: &Client) -> bool {
+        client.logging_in() && self.now.since(client.connect_time) >= PATIENCE
     }
 
     /// Lets a stranger yield to `newcomer` if that was one too many and they have more than their share, or one of them is in no

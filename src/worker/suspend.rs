@@ -97,7 +97,7 @@ impl Worker {
             }
             if patience == Patience::Short {
                 // our own successor is waiting, and with it everybody who is logged in
-                for slow in self.clients.refs_where(|client| self.is_slow_to_log_in(client)) {
+                for slow in self.clients.refs_where(|client| self.is_long_logging_in(client)) {
                     self.end(slow, Disconnect::fatal("suspend_timeout").into());
                 }
             }

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import time
 
 import pytest
 
@@ -225,3 +226,22 @@ def test_clients_that_wait_for_a_server_are_no_strangers(make_pooler, pg):
             stranger.expect_fatal("no more connections allowed (max_client_conn)")
             assert all(wire.recv_or_none(0.01) is None for wire in waiting)
         pooler.stop()
+
+
+def test_work_for_those_who_have_gone_is_not_done(make_pooler):
+    """Wrong passwords of strangers who do not wait for the answer."""
+    pooler = make_pooler(ini={"auth_type": "plain", "max_client_conn": 1000}, userlist={"trustuser": scram_secret("x", 50_000), **ADMIN})
+    began = time.monotonic()
+    with pytest.raises(ServerError, match="password authentication failed"):
+        pooler.login("nosuch", password="guess")
+    one = time.monotonic() - began
+    strangers = 200
+    for _ in range(strangers):
+        with pooler.wire() as wire:
+            wire.startup("nosuch", "p0")
+            wire.recv()
+            wire.send(message("p", cstr("guess")))
+    began = time.monotonic()
+    with pooler.login("trustuser", password="x") as wire:
+        assert wire.query("SELECT 1").value == "1"
+    assert time.monotonic() - began < one * strangers / 8, "all of it takes half as long as one after the other"
