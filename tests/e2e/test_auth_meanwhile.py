@@ -60,17 +60,22 @@ def change(pooler, **userlist):
         pooler.settle(console)
 
 
+def take_away(pooler, console, how):
+    """p0 goes: by a command, or out of the configuration."""
+    if how == "KILL":
+        console.query("KILL p0")
+    else:
+        del pooler.databases["p0"]
+        pooler.write()
+        pooler.reload()
+
+
 @METHODS
 @pytest.mark.parametrize("how", ["KILL", "reload"])
 def test_a_database_that_goes_does_not_tell_who_waits_for_it(make_pooler, auth_type, how):
     pooler = make_pooler(ini={"auth_type": auth_type}, userlist=users(lambda user: f"{user}-secret"))
     with Pending(pooler) as pending, pooler.console() as console:
-        if how == "KILL":
-            console.query("KILL p0")
-        else:
-            del pooler.databases["p0"]
-            pooler.write()
-            pooler.reload()
+        take_away(pooler, console, how)
         pending.are_left_alone()
         if how == "KILL":
             console.query("RESUME p0")
@@ -185,12 +190,7 @@ def test_a_lookup_whose_server_has_to_go(make_pooler, how):
     with pooler.wire() as wire, pooler.console() as console:
         wire.startup("fetched", "p0")
         until(lambda: pooler.pool(user="admin")["sv_active"] == 1)
-        if how == "KILL":
-            console.query("KILL p0")
-        else:
-            del pooler.databases["p0"]
-            pooler.write()
-            pooler.reload()
+        take_away(pooler, console, how)
         wire.expect_fatal("bouncer config error")
     pooler.wait_log(re.compile(r"S-0x\S+: p0/admin@\S+ closing because: database removed"))
 

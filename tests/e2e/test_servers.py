@@ -196,6 +196,14 @@ class scripted:
         self.listener.close()
 
 
+def beside(make_pooler, server, name="odd", **ini):
+    """A pooler with this one among its databases."""
+    pooler = make_pooler(start=False, ini=ini)
+    pooler.databases[name] = {"host": "127.0.0.1", "port": server.port}
+    pooler.write()
+    return pooler.start()
+
+
 AUTH_OK = b"R\0\0\0\x08\0\0\0\0"
 READY = b"Z\0\0\0\x05I"
 
@@ -211,10 +219,7 @@ def test_server_that_breaks_the_protocol_hurts_nobody_else(make_pooler, answer):
         time.sleep(0.3)
 
     with scripted(say) as server:
-        pooler = make_pooler(start=False)
-        pooler.databases["odd"] = {"host": "127.0.0.1", "port": server.port}
-        pooler.write()
-        pooler.start()
+        pooler = beside(make_pooler, server)
         honest = pooler.login()
         with pooler.wire() as wire:
             wire.startup("app", "odd")
@@ -235,10 +240,7 @@ def test_a_server_that_is_ready_has_to_say_that_we_may_come_in(make_pooler, asks
         sock.recv(1)
 
     with scripted(say) as server:
-        pooler = make_pooler(start=False)
-        pooler.databases["odd"] = {"host": "127.0.0.1", "port": server.port}
-        pooler.write()
-        pooler.start()
+        pooler = beside(make_pooler, server)
         with pooler.wire() as wire:
             wire.startup("app", "odd")
             pooler.wait_log("protocol error: ReadyForQuery before ")
@@ -249,10 +251,7 @@ def test_a_server_that_is_ready_has_to_say_that_we_may_come_in(make_pooler, asks
 
 def test_mute_server_is_given_up_after_server_connect_timeout(make_pooler):
     with scripted(lambda sock: sock.recv(1)) as server:
-        pooler = make_pooler(start=False, ini={"server_connect_timeout": 1, "query_wait_timeout": 3})
-        pooler.databases["mute"] = {"host": "127.0.0.1", "port": server.port}
-        pooler.write()
-        pooler.start()
+        pooler = beside(make_pooler, server, "mute", server_connect_timeout=1, query_wait_timeout=3)
         with pooler.wire() as wire, pooler.login() as honest:
             wire.startup("app", "mute")
             pooler.wait_log("closing because: connect timeout")
