@@ -229,6 +229,8 @@ def test_clients_that_wait_for_a_server_are_no_strangers(make_pooler, pg):
         pooler.stop()
 
 
+@pytest.mark.fault("wrong passwords of strangers who hang up at once", "no work is left behind for those who log in")
+@pytest.mark.goal("G18")
 def test_work_for_those_who_have_gone_is_not_done(make_pooler):
     """Wrong passwords of strangers who do not wait for the answer."""
     pooler = make_pooler(ini={"auth_type": "plain", "max_client_conn": 1000}, userlist={"trustuser": scram_secret("x", 50_000), **ADMIN})
