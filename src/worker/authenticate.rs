@@ -1,5 +1,6 @@
 //! A client proves who it is: the method that was chosen for it, and its exchange of messages.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use zeroize::{Zeroize as _, Zeroizing};
@@ -179,8 +180,7 @@ impl Worker {
         login.received.spare_capacity_mut().zeroize();
         let Some(auth) = &mut login.auth else { return Ok(Next::Wait) };
         client.request_time = self.now;
-        let named = client.user.as_deref().and_then(|user| self.live.users.get(user));
-        let now = named.filter(|_| login.source == Source::AuthFile && login.user.is_some());
+        let now = in_force(&self.live.users, client.user.as_deref(), login.source, login.user.as_deref());
         if auth.is_fresh() {
             let verifier = now.and_then(|now| now.verifier.lock().clone());
             let changed = now.filter(|now| login.user.as_ref().is_none_or(|before| !Arc::ptr_eq(now, before)));
@@ -200,9 +200,9 @@ impl Worker {
     pub(super) fn client_derived(&mut self, who: ClientRef, keys: &SaltedKeys) {
         self.resume(who, |worker, client| {
             let Phase::Login(login) = &mut client.phase else { return Ok(()) };
-            let now = client.user.as_deref().and_then(|user| worker.live.users.get(user));
+            let now = in_force(&worker.live.users, client.user.as_deref(), login.source, login.user.as_deref());
             let Some(auth) = &mut login.auth else { return Ok(()) };
-            if login.source == Source::AuthFile && has_changed(login.user.as_deref(), now) {
+            if has_changed(login.user.as_deref(), now) {
                 auth.forget_secret();
             }
             let mut out = Vec::new();
@@ -282,6 +282,16 @@ impl Worker {
 /// The iterations of verifiers made from plain passwords.
 pub(crate) fn scram_iterations(config: &Config) -> u32 {
     u32::try_from(config.settings.scram_iterations).unwrap_or(4096).clamp(1, MAX_ITERATIONS)
+}
+
+/// What auth_file says by now of somebody whom it has known when his login began.
+fn in_force<'a>(
+    users: &'a HashMap<String, Arc<UserSecret>>,
+    user: Option<&str>,
+    source: Source,
+    before: Option<&UserSecret>,
+) -> Option<&'a Arc<UserSecret>> {
+    if source != Source::AuthFile || before.is_none() { None } else { users.get(user?) }
 }
 
 /// Is another secret in force by now than the one that a login began with?
